@@ -1,0 +1,173 @@
+"""The command line: `gem-lite` and `python -m gem_lite`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from .config import ACTIVATIONS
+from .convert import convert, read_source
+from .factory import DTYPES, create_model_and_transforms, header_for
+from .pretrained import available_models, default_file_name, fetch_source, find_row, known_row
+from .transform import ImageTransform
+from .visualize import contact_sheet, label_overlay, save_picture, visualize
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code, 2 for a user's mistake."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, Image.DecompressionBombError) as error:
+        # One line, whatever the library's message looks like.
+        print(f"gem-lite: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gem-lite", description="Heat maps that show where in a picture a word's thing is."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    heatmap = commands.add_parser("heatmap", help="heat maps of pictures, one sheet each")
+    heatmap.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, or folder of them")
+    heatmap.add_argument("--prompts", nargs="+", required=True, metavar="WORD")
+    heatmap.add_argument("--model", default="ViT-B/16", help="default: %(default)s")
+    heatmap.add_argument(
+        "--pretrained", default=None, help="tag or weight file; default: the model's first tag"
+    )
+    heatmap.add_argument("--output", type=Path, default=Path("heatmaps"), help="folder")
+    heatmap.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    heatmap.add_argument("--size", type=int, help="short side in pixels; default: a square")
+    heatmap.add_argument("--plain", action="store_true", help="plain CLIP's maps, to compare")
+    heatmap.add_argument("--segment", action="store_true", help="add the segmentation")
+    heatmap.set_defaults(run=_heatmap)
+
+    models = commands.add_parser("models", help="the known weights")
+    models.set_defaults(run=_models)
+
+    converting = commands.add_parser("convert", help="another layout's weights into a file of ours")
+    add_convert_arguments(converting)
+    converting.set_defaults(run=_convert)
+    return parser
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `gem-lite convert`."""
+    parser.add_argument("--model", required=True, help="architecture, such as ViT-B/16")
+    parser.add_argument("--pretrained", required=True, help="tag, such as openai")
+    parser.add_argument("--source", type=Path, help="file or folder; default: fetch the tag's file")
+    parser.add_argument("--output", type=Path, help="file; default: by model and tag, in weights/")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="default: each tensor as it is")
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="for a file that does not say")
+    parser.add_argument("--device", default="cpu", help="where the written file is checked")
+
+
+def _models(args: argparse.Namespace) -> None:
+    for model, tag in available_models():
+        print(f"{model:24} {tag}")
+
+
+def _heatmap(args: argparse.Namespace) -> None:
+    pictures = _pictures(args.inputs)
+    pretrained = args.pretrained or _first_tag(args.model)
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a file; give the name of a folder")
+    model, transform = create_model_and_transforms(args.model, pretrained, device=args.device)
+    if args.size is not None:
+        transform = ImageTransform(args.size, transform.mean, transform.std)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, path in _output_names(pictures).items():
+        picture = _open(path)
+        image = transform(picture)[None]
+        with torch.inference_mode():
+            maps = model(image, args.prompts, return_ori=args.plain)
+            sheet = visualize(picture, args.prompts, maps)
+            if args.segment:
+                size = (picture.height, picture.width)
+                labels = model.segment(image, args.prompts, return_ori=args.plain, size=size).labels
+                sheet.append(label_overlay(picture, labels[0], args.prompts))
+        target = args.output / f"{name}.png"
+        save_picture(contact_sheet(sheet, columns=min(4, len(sheet))), target)
+        print(target)
+
+
+def _first_tag(model: str) -> str:
+    for name, tag in available_models():
+        if find_row(model, tag) is not None or name.lower() == model.lower():
+            return tag
+    known_row(model, "openai")  # raises, naming what is known
+    raise AssertionError("known_row accepted what find_row did not")
+
+
+def _pictures(inputs: Sequence[str]) -> list[Path]:
+    """The picture files that the inputs name, all of which exist."""
+    found = []
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_ENDINGS)
+            if not inside:
+                raise FileNotFoundError(f"no pictures in the folder {path}")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"no picture at {path}")
+    return found
+
+
+def _output_names(pictures: Sequence[Path]) -> dict[str, Path]:
+    """A name for each picture's sheet: its own, with a number where two are called the same."""
+    names: dict[str, Path] = {}
+    for path in pictures:
+        name, number = path.stem, 2
+        while name in names:
+            name, number = f"{path.stem}-{number}", number + 1
+        names[name] = path
+    return names
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is no picture that Pillow can read") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error})") from error
+    return picture
+
+
+def _convert(args: argparse.Namespace) -> None:
+    row = find_row(args.model, args.pretrained)
+    path = args.source or fetch_source(row or known_row(args.model, args.pretrained))
+    source = read_source(path)
+    header = header_for(source, args.model, row, activation=args.activation, tag=args.pretrained)
+    output = args.output or _default_output(args.model, args.pretrained)
+    dtype = None if args.dtype is None else DTYPES[args.dtype]
+    error = convert(source, output, header, dtype=dtype, device=args.device)
+    print(
+        f"{output}: {output.stat().st_size / 1e6:.0f} MB, {header.config.activation}, source"
+        f" {header.verified}; features within {error:.1g} of the source's"
+    )
+
+
+def _default_output(model: str, tag: str) -> Path:
+    row = find_row(model, tag)
+    name = default_file_name(row) if row else f"{model}-{tag}.safetensors".replace("/", "-")
+    folder = Path("weights")
+    return folder / name if folder.is_dir() else Path(name)

@@ -1,0 +1,60 @@
+"""From features to heat maps: pure tensor functions, all of them in float32 or wider."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def similarity(features: Tensor, text: Tensor) -> Tensor:
+    """Cosine similarity of every patch with every prompt.
+
+    features: [b, n, e], patches only; text: [p, e], or [b, p, e] for prompts of each image's own.
+    Neither needs unit norm. Returns [b, p, n] in [-1, 1].
+    """
+    features = F.normalize(_at_least_float32(features), dim=-1)
+    text = F.normalize(_at_least_float32(text), dim=-1)
+    return text @ rearrange(features, "b n e -> b e n")
+
+
+def upsample(scores: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Patch scores as maps of the image's size, bilinear with align_corners=False.
+
+    scores: [b, p, n] with n = grid h * grid w; size: (h, w) in pixels. Returns [b, p, h, w].
+    """
+    maps = rearrange(scores, "b p (h w) -> b p h w", h=grid[0])
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Each map stretched to [0, 1]; a map that is constant up to rounding becomes zeros.
+
+    maps: [..., h, w]. Returns the same shape.
+    """
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    span = maps.amax(dim=(-2, -1), keepdim=True) - low
+    # Upsampling a constant leaves a few roundings, which must not be blown up to [0, 1].
+    rounding = 4 * torch.finfo(maps.dtype).eps * low.abs()
+    constant = span <= rounding
+    return torch.where(constant, 0.0, (maps - low) / torch.where(constant, 1.0, span))
+
+
+def heat_maps(
+    features: Tensor,
+    text: Tensor,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    normalize: bool = True,
+) -> Tensor:
+    """One map per image and prompt: min-max in [0, 1], or with normalize=False the cosine.
+
+    features: [b, n, e]; text: [p, e] or [b, p, e]; grid: patches (h, w); size: pixels (h, w).
+    Returns [b, p, h, w].
+    """
+    maps = upsample(similarity(features, text), grid, size)
+    return min_max(maps) if normalize else maps

@@ -1,0 +1,403 @@
+"""What `create_gem_model` returns: strings and images in, heat maps out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from .checkpoint import Header, write
+from .heatmap import heat_maps
+from .image import ImageFeatures
+from .model import GEMNetwork
+from .segment import Segmentation, label_maps, sliding_window
+from .tokenizer import Tokenizer
+from .visualize import visualize
+
+TEMPLATE = "a photo of a {}."
+CACHED_PROMPTS = 4096
+PROMPTS_AT_ONCE = 256
+
+Prompts = Sequence[str] | Tensor
+Templates = str | Sequence[str]
+
+
+class DenseFeatures(NamedTuple):
+    """What an image looks like in the space it shares with text; float32, not normalised."""
+
+    clip: Tensor  # [b, n, e], plain CLIP's patches, row by row
+    gem: Tensor  # [b, n, e], GEM's patches
+    grid: tuple[int, int]  # patches (h, w), n = h * w
+    class_embedding: Tensor  # [b, e], CLIP's embedding of the whole image
+
+
+class GEMPredictor(nn.Module):
+    """A GEM model: heat maps, segmentation, classification and features for images and words.
+
+    The network, with CLIP's own state-dict keys, is `model.network`; what the weight file says of
+    itself is `model.header`. Images are float tensors [b, 3, h, w] from the model's transform, of
+    any size from one patch up; they are moved to the model's device and dtype. Prompts are plain
+    words ("cat"), put into templates ("a photo of a {}."), or embeddings computed before.
+
+    Text embeddings are kept between calls when no gradient could flow into the text tower, and
+    computed anew when its weights change. A change that PyTorch does not count (through `.data`)
+    and that leaves `text_projection` alone goes unseen: call `clear_text_cache()` after it.
+    """
+
+    def __init__(self, network: GEMNetwork, header: Header, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.network = network
+        self.header = header
+        self.tokenizer = tokenizer
+        self._text_cache: dict[Any, Tensor] = {}
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Prompts,
+        normalize: bool = True,
+        return_ori: bool = False,
+        *,
+        templates: Templates = TEMPLATE,
+    ) -> Tensor:
+        """A heat map for every image and every prompt.
+
+        image: [b, 3, h, w]; text: list of p words, or embeddings [p, e] or [1, p, e].
+        normalize: stretch each map to [0, 1]; False gives the cosine similarity itself.
+        return_ori: plain CLIP's maps instead of GEM's. templates: one or many, each with `{}`.
+        Returns [b, p, h, w] float32. Raises TypeError or ValueError for unusable input.
+        """
+        image = self._checked_images(image)
+        embeddings = self._embeddings(text, templates)  # [p, e]
+        features = self.network.encode_image(image)
+        return self._maps(features, image, embeddings, normalize, return_ori)
+
+    def batched_forward(
+        self,
+        images: Tensor,
+        texts: Sequence[Prompts],
+        normalize: bool = True,
+        return_ori: bool = False,
+        *,
+        templates: Templates = TEMPLATE,
+    ) -> list[Tensor]:
+        """Heat maps of several images, each with prompts of its own.
+
+        images: [b, 3, h, w]; texts: b lists of words (or embeddings), of any lengths. Otherwise
+        as `forward`. Returns b tensors [prompts of that image, h, w].
+        """
+        images = self._checked_images(images)
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise TypeError(
+                f"texts is {_kind(texts)}; expected a list with one list of prompts per image"
+            )
+        if len(texts) != len(images):
+            raise ValueError(
+                f"{len(texts)} prompt lists for {len(images)} images; expected one list per image"
+            )
+        words: dict[str, None] = {}
+        for prompts in texts:
+            if not isinstance(prompts, Tensor):
+                words.update(dict.fromkeys(_checked_prompts(prompts)))
+        # Every distinct word is encoded once, whichever images ask for it.
+        encoded = self._encode_words(list(words), templates) if words else None
+        place = {word: row for row, word in enumerate(words)}
+        features = self.network.encode_image(images)
+        maps = []
+        for index, prompts in enumerate(texts):
+            if isinstance(prompts, Tensor):
+                embeddings = self._embeddings(prompts, templates)
+            else:
+                assert encoded is not None
+                embeddings = encoded[[place[word] for word in prompts]]
+            one = slice(index, index + 1)
+            alone = ImageFeatures(features.clip[one], features.gem[one], features.grid)
+            maps.append(self._maps(alone, images, embeddings, normalize, return_ori)[0])
+        return maps
+
+    def encode_text(self, text: Sequence[str], *, templates: Templates = TEMPLATE) -> Tensor:
+        """Embeddings of prompts: list of p words -> [1, p, e] float32, unit norm.
+
+        Several templates are encoded apart, normalised, averaged and normalised again.
+        Raises TypeError or ValueError for unusable prompts or templates.
+        """
+        return self._encode_words(_checked_prompts(text), templates)[None]
+
+    def encode_image(self, images: Tensor) -> DenseFeatures:
+        """Both streams' patch features, and CLIP's class embedding. images: [b, 3, h, w]."""
+        features = self.network.encode_image(self._checked_images(images))
+        clip, gem = features.clip.float(), features.gem.float()
+        return DenseFeatures(clip[:, 1:], gem[:, 1:], features.grid, clip[:, 0])
+
+    def classify(
+        self, images: Tensor, class_names: Prompts, *, templates: Templates = TEMPLATE
+    ) -> Tensor:
+        """Plain CLIP's zero-shot classification: probabilities [b, classes] float32.
+
+        images: [b, 3, h, w] (CLIP was trained at its native size, `model.network.config.image`);
+        class_names: list of words, or embeddings. Source: CLIP, section 3.1.
+        """
+        images = self._checked_images(images)
+        text = self._embeddings(class_names, templates)  # [classes, e]
+        image = F.normalize(self.network.encode_image(images).clip[:, 0].float(), dim=-1)  # [b, e]
+        return (self.network.logit_scale.float().exp() * image @ text.T).softmax(dim=-1)
+
+    def segment(
+        self,
+        images: Tensor,
+        class_names: Sequence[str | Sequence[str]],
+        *,
+        background: Sequence[str] = (),
+        threshold: float | None = None,
+        scale: float = 50.0,
+        window: int | tuple[int, int] | None = None,
+        stride: int | tuple[int, int] | None = None,
+        size: tuple[int, int] | None = None,
+        templates: Templates = TEMPLATE,
+        return_ori: bool = False,
+    ) -> Segmentation:
+        """Label maps: for each pixel the class whose scaled cosine wins, or background.
+
+        images: [b, 3, h, w]; class_names: words, or lists of synonyms of which the best counts.
+        background: words that stand for background; threshold: a pixel whose best probability is
+        lower is background. scale: inverse temperature of the softmax over classes.
+        window, stride: (h, w) or a side in pixels; score overlapping windows and average
+        (stride defaults to half a window). size: (h, w) of the result, default the images'.
+        Returns Segmentation(labels [b, h, w], -1 = background; probabilities [b, classes, h, w]).
+        """
+        images = self._checked_images(images)
+        if isinstance(class_names, str | Tensor):
+            raise TypeError(f"class_names is {_kind(class_names)}; expected a list of names")
+        classes = [[names] if isinstance(names, str) else list(names) for names in class_names]
+        if isinstance(background, str):
+            raise TypeError("background is a string; expected a list of words")
+        every = [*classes, *([word] for word in background)]
+        groups = [group for group, names in enumerate(every) for _ in names]
+        if not classes or not all(every):
+            raise ValueError("expected at least one class, and at least one name for each")
+        text = self._encode_words(
+            _checked_prompts([name for names in every for name in names]), templates
+        )
+
+        def cosines(part: Tensor) -> Tensor:
+            features = self.network.encode_image(part)
+            return self._maps(features, part, text, False, return_ori)
+
+        if window is None:
+            maps = cosines(images)
+        else:
+            window = _pair(window)
+            half = (max(window[0] // 2, 1), max(window[1] // 2, 1))
+            self._check_covers_patch(window, "window")
+            maps = sliding_window(
+                cosines, images, window=window, stride=half if stride is None else _pair(stride)
+            )
+        if size is not None:
+            maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        return label_maps(
+            maps, groups=groups, classes=len(classes), scale=scale, threshold=threshold
+        )
+
+    def visualize(
+        self,
+        image: Image.Image | Tensor,
+        prompts: Sequence[str],
+        logits: Tensor,
+        alpha: float = 0.6,
+        save_path: str | Path | None = None,
+    ) -> list[Image.Image]:
+        """`gem_lite.visualize` with this model's mean and std."""
+        return visualize(
+            image,
+            prompts,
+            logits,
+            alpha,
+            save_path,
+            mean=self.header.mean,
+            std=self.header.std,
+        )
+
+    def clear_text_cache(self) -> None:
+        """Forget the text embeddings kept from earlier calls."""
+        self._text_cache.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_text_cache": {}}
+
+    def extra_repr(self) -> str:
+        """Name of the weights, for printing the model."""
+        return f"{self.header.model!r}, {self.header.pretrained!r}"
+
+    def _maps(
+        self,
+        features: ImageFeatures,
+        images: Tensor,
+        embeddings: Tensor,
+        normalize: bool,
+        return_ori: bool,
+    ) -> Tensor:
+        stream = features.clip if return_ori else features.gem
+        size = (images.shape[-2], images.shape[-1])
+        return heat_maps(stream[:, 1:], embeddings, features.grid, size, normalize=normalize)
+
+    def _checked_images(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"images is {_kind(images)}; expected a float tensor [batch, 3, height, width],"
+                " such as transform(picture).unsqueeze(0)"
+            )
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images holds {images.dtype}; expected floating point, scaled and normalised as"
+                " the model's transform does"
+            )
+        if images.ndim != 4 or images.shape[1] != 3:
+            hint = "; add the batch axis with unsqueeze(0)" if images.ndim == 3 else ""
+            raise ValueError(
+                f"images has shape {list(images.shape)}; expected [batch, 3, height, width]{hint}"
+            )
+        if len(images) == 0:
+            raise ValueError("images is an empty batch; expected at least one image")
+        self._check_covers_patch((images.shape[-2], images.shape[-1]), "images")
+        return images.to(device=self.network.device, dtype=self.network.dtype)
+
+    def _check_covers_patch(self, size: tuple[int, int], what: str) -> None:
+        patch = self.network.config.image.patch
+        if min(size) < patch:
+            raise ValueError(
+                f"{what} of {size[0]} x {size[1]} pixels (h x w); expected at least one patch,"
+                f" {patch} x {patch}"
+            )
+
+    def _embeddings(self, text: Prompts, templates: Templates) -> Tensor:
+        """[p, e] from words, or from embeddings that were computed before."""
+        if not isinstance(text, Tensor):
+            return self._encode_words(_checked_prompts(text), templates)
+        embed = self.network.config.embed
+        given = list(text.shape)
+        if text.ndim == 3 and len(text) == 1:
+            text = text[0]
+        if text.ndim != 2 or text.shape[1] != embed or not text.is_floating_point():
+            raise ValueError(
+                f"text embeddings have shape {given} and dtype {text.dtype}; expected floating"
+                f" point [prompts, {embed}] or [1, prompts, {embed}]"
+            )
+        if len(text) == 0:
+            raise ValueError("no prompts: the text embeddings are empty; give at least one")
+        return text.to(self.network.device)
+
+    def _encode_words(self, words: Sequence[str], templates: Templates) -> Tensor:
+        """[p, e] float32, unit norm."""
+        templates = _checked_templates(templates)
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self._text_parameters()):
+            return self._encode_uncached(words, templates)
+        state = self._text_state()
+        keys = [(word, templates, state) for word in words]
+        known = {key: self._text_cache[key] for key in keys if key in self._text_cache}
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
+        if missing:
+            encoded = self._encode_uncached([key[0] for key in missing], templates)
+            if len(self._text_cache) + len(missing) > CACHED_PROMPTS:
+                self._text_cache.clear()
+            for key, embedding in zip(missing, encoded, strict=True):
+                known[key] = embedding
+                if len(self._text_cache) < CACHED_PROMPTS:
+                    # A copy of its own, so that the batch it came in is not kept alive.
+                    self._text_cache[key] = embedding.clone()
+        return torch.stack([known[key] for key in keys])
+
+    def _encode_uncached(self, words: Sequence[str], templates: tuple[str, ...]) -> Tensor:
+        texts = [template.replace("{}", word) for word in words for template in templates]
+        rows = [
+            self._encode_rows(texts[start : start + PROMPTS_AT_ONCE])
+            for start in range(0, len(texts), PROMPTS_AT_ONCE)
+        ]
+        embeddings = F.normalize(torch.cat(rows), dim=-1)
+        if len(templates) == 1:
+            return embeddings
+        mean = embeddings.unflatten(0, (len(words), len(templates))).mean(dim=1)
+        return F.normalize(mean, dim=-1)
+
+    def _encode_rows(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(texts)  # [p, context]
+        longest = int(tokens.argmax(dim=-1).max()) + 1
+        # The blocks are causal: what stands behind the end-of-text token changes nothing.
+        tokens = tokens[:, :longest].to(self.network.device)
+        return self.network.encode_text(tokens).float()
+
+    def _text_parameters(self) -> list[Tensor]:
+        network = self.network
+        return [
+            network.token_embedding.weight,
+            network.positional_embedding,
+            *network.transformer.parameters(),
+            *network.ln_final.parameters(),
+            network.text_projection,
+        ]
+
+    def _text_state(self) -> tuple[Any, ...]:
+        """What a kept embedding depends on beside its words; changes when the weights do."""
+        projection = self.network.text_projection
+        return (
+            projection.dtype,
+            projection.device,
+            torch.is_inference_mode_enabled(),
+            float(projection.detach().float().sum()),
+            *(
+                (p.data_ptr(), 0 if p.is_inference() else p._version)
+                for p in self._text_parameters()
+            ),
+        )
+
+
+def save(model: GEMPredictor, path: str | Path) -> None:
+    """Write a model's weights, for example after fine-tuning, as a safetensors file of ours.
+
+    The tensors keep their dtype and CLIP's names, so the file also loads in open_clip; the GEM
+    settings in use become the file's own. The file is complete or not there at all.
+    Raises TypeError for anything but a model from `create_gem_model`; FileNotFoundError when the
+    folder does not exist.
+    """
+    if isinstance(model, nn.DataParallel):
+        model = model.module
+    if not isinstance(model, GEMPredictor):
+        raise TypeError(f"expected a model from create_gem_model(), got {_kind(model)}")
+    network = model.network
+    header = model.header.changed(config=network.config, gem=network.gem)
+    write(path, network.state_dict(), header)
+
+
+def _kind(value: object) -> str:
+    return "a string" if isinstance(value, str) else f"of type {type(value).__name__}"
+
+
+def _checked_prompts(prompts: Prompts) -> list[str]:
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts is the string {prompts!r}; expected a list: [{prompts!r}]")
+    if not isinstance(prompts, Sequence):
+        raise TypeError(f"prompts is {_kind(prompts)}; expected a list of strings")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(f"a prompt is {prompt!r}, {_kind(prompt)}; expected a string")
+    if not prompts:
+        raise ValueError("no prompts: the list is empty; give at least one word")
+    return list(prompts)
+
+
+def _checked_templates(templates: Templates) -> tuple[str, ...]:
+    listed = (templates,) if isinstance(templates, str) else tuple(templates)
+    if not listed:
+        raise ValueError(f"templates is empty; expected at least one, such as {TEMPLATE!r}")
+    for template in listed:
+        if not isinstance(template, str):
+            raise TypeError(f"a template is {_kind(template)}; expected a string with {{}}")
+        if "{}" not in template:
+            raise ValueError(f"template {template!r} has no {{}} where the word goes")
+    return listed
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size

@@ -1,0 +1,292 @@
+"""CLIP's byte-pair encoding: strings in, token ids out.
+
+A text is cleaned and lowered, split into words, and each word is spelled in UTF-8 bytes, the last
+of which carries an end-of-word mark. Ranked merges then join neighbouring symbols, the lowest rank
+first, until none applies. Ids follow the same order: 256 bytes, 256 bytes that end a word, one
+symbol per merge, the start token, the end token.
+"""
+
+import gzip
+import html
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import regex
+import torch
+from torch import Tensor
+
+MERGES_NAME = "bpe_merges.txt.gz"
+FULL_VOCAB = 49408
+START_TEXT, END_TEXT = "<start_of_text>", "<end_of_text>"
+
+_END_OF_WORD = "</w>"
+_SMALLEST_VOCAB = 514  # 256 bytes, each inside a word and at its end, and the two special tokens
+_CACHED_WORDS = 8192
+
+
+class Tokenizer:
+    """CLIP's tokenizer: a text or a list of texts -> int64 tensor [n, context_length], zero-padded.
+
+    A row is the start token, the text's ids, the end token, zeros. A text that is too long is cut,
+    and the end token still comes last. The strings `<start_of_text>` and `<end_of_text>` inside a
+    text stand for those tokens, as in open_clip.
+
+    The object holds nothing but tables and a bounded cache of words. It can be pickled, merges
+    included, so it opens where the merges file is not; a copy shares the tables.
+
+    Args:
+        merges_path: file of ranked merges, one "left right" pair a line, gzipped or plain, such as
+            ours or CLIP's own; None looks for ours with `find_merges()`.
+        vocab_size: number of tokens, 514 to 49408. A smaller vocabulary keeps the first
+            `vocab_size - 514` merges, so every text can still be written, in more tokens; the start
+            and end tokens are always the last two ids.
+        context_length: tokens in a row unless a call says otherwise; at least 2.
+
+    Raises:
+        FileNotFoundError: there is no such merges file.
+        TypeError: `vocab_size` or `context_length` is no integer.
+        ValueError: one of them is out of range, or the file is damaged or holds too few merges.
+    """
+
+    def __init__(
+        self,
+        *,
+        merges_path: Path | str | None = None,
+        vocab_size: int = FULL_VOCAB,
+        context_length: int = 77,
+    ) -> None:
+        _require_int("vocab_size", vocab_size)
+        if not _SMALLEST_VOCAB <= vocab_size <= FULL_VOCAB:
+            raise ValueError(
+                f"vocab_size is {vocab_size}; expected {_SMALLEST_VOCAB} (bytes only) "
+                f"to {FULL_VOCAB} (CLIP's own)"
+            )
+        _require_context(context_length)
+        path = find_merges() if merges_path is None else Path(merges_path)
+        self._build(_read_merges(path, vocab_size - _SMALLEST_VOCAB), context_length)
+
+    def _build(self, merges: list[str], context_length: int) -> None:
+        self.vocab_size = _SMALLEST_VOCAB + len(merges)
+        self.context_length = context_length
+        self.start_id = self.vocab_size - 2
+        self.end_id = self.vocab_size - 1
+        self._byte_symbols = _byte_symbols()
+        self._ranks = dict(zip(merges, range(len(merges)), strict=True))
+        inner = list(self._byte_symbols.values())
+        self._symbols = inner + [symbol + _END_OF_WORD for symbol in inner]
+        self._symbols += [pair.replace(" ", "") for pair in merges]
+        self._ids = dict(zip(self._symbols, range(self.start_id), strict=True))
+        # The flag matters even on lowered text: lower() keeps the long s, which then matches the s
+        # of "'s".
+        self._words = regex.compile(
+            rf"{START_TEXT}|{END_TEXT}|'s|'t|'re|'ve|'m|'ll|'d"
+            r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+            regex.IGNORECASE,
+        )
+        self._word_ids = self._fresh_cache()
+
+    def _fresh_cache(self) -> Callable[[str], tuple[int, ...]]:
+        # A partial over the tables, not a bound method: no reference cycle, no shared cache.
+        word_ids = partial(_word_ids, self._byte_symbols, self._ranks, self._ids)
+        return lru_cache(maxsize=_CACHED_WORDS)(word_ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without the start and end tokens and of any length.
+
+        Raises:
+            TypeError: `text` is no string.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"expected a string to encode, got {type(text).__name__}")
+        ids: list[int] = []
+        for word in self._words.findall(clean(text)):
+            if word == START_TEXT:
+                ids.append(self.start_id)
+            elif word == END_TEXT:
+                ids.append(self.end_id)
+            else:
+                ids.extend(self._word_ids(word))
+        return ids
+
+    def decode(self, ids: Iterable[int] | Tensor) -> str:
+        """Cleaned text of token ids: lower case, one space between words.
+
+        Start tokens are left out and reading stops at the first end token, so a row of `__call__`
+        decodes as it is. Bytes that are no valid UTF-8 (a text cut within a character) give the
+        replacement character.
+
+        Raises:
+            ValueError: an id lies outside the vocabulary.
+        """
+        byte_of = {symbol: byte for byte, symbol in self._byte_symbols.items()}
+        spelled = bytearray()
+        for token_id in map(int, ids):
+            if token_id == self.end_id:
+                break
+            if token_id == self.start_id:
+                continue
+            if not 0 <= token_id < self.start_id:
+                raise ValueError(
+                    f"token id {token_id} is outside the vocabulary: 0 to {self.end_id}"
+                )
+            symbol = self._symbols[token_id]
+            inner = symbol.removesuffix(_END_OF_WORD)
+            spelled += bytes(byte_of[character] for character in inner)
+            spelled += b" " if inner != symbol else b""
+        return spelled.decode("utf-8", errors="replace").rstrip(" ")
+
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
+        """Token rows of one text or of several -> int64 tensor [n, context_length] on the CPU.
+
+        Args:
+            texts: a string, or a list or tuple of strings; an empty one gives a tensor of no rows.
+            context_length: tokens in a row, at least 2; None takes the tokenizer's own.
+
+        Raises:
+            TypeError: something that is no string came, or `context_length` is no integer.
+            ValueError: `context_length` is smaller than 2.
+        """
+        context = self.context_length if context_length is None else context_length
+        _require_context(context)
+        rows = torch.zeros(len(_text_list(texts)), context, dtype=torch.long)
+        for row, text in zip(rows, _text_list(texts), strict=True):
+            ids = [self.start_id, *self.encode(text)[: context - 2], self.end_id]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows  # [n, context]
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, context_length={self.context_length})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # One string is quicker to pickle than the tables that are built from it.
+        return {"merges": "\n".join(self._ranks), "context_length": self.context_length}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        merges = state["merges"].split("\n") if state["merges"] else []
+        self._build(merges, state["context_length"])
+
+    def __copy__(self) -> "Tokenizer":
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._word_ids = other._fresh_cache()
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tokenizer":
+        return self.__copy__()  # nothing writes to the tables
+
+
+def find_merges() -> Path:
+    """Path of the merges file: in `tokenizer/` inside this package, or else beside it.
+
+    Raises:
+        FileNotFoundError: it is in neither place.
+    """
+    package = Path(__file__).resolve().parent
+    places = [folder / "tokenizer" / MERGES_NAME for folder in (package, package.parent)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(
+        f"no merges file at {' or '.join(map(str, places))}; copy the project's tokenizer/ folder "
+        "into the package or beside it, or pass merges_path="
+    )
+
+
+def clean(text: str) -> str:
+    """Text as CLIP reads it: mended, HTML entities resolved twice, single spaces, lower case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return regex.sub(r"\s+", " ", text).strip().lower()
+
+
+def _word_ids(
+    byte_symbols: dict[int, str], ranks: dict[str, int], ids: dict[str, int], word: str
+) -> tuple[int, ...]:
+    symbols = [byte_symbols[byte] for byte in word.encode("utf-8")]
+    symbols[-1] += _END_OF_WORD
+    while len(symbols) > 1:
+        pairs = {f"{left} {right}" for left, right in pairwise(symbols)}
+        known = [pair for pair in pairs if pair in ranks]
+        if not known:
+            break
+        symbols = _join(symbols, min(known, key=ranks.__getitem__))
+    return tuple(ids[symbol] for symbol in symbols)
+
+
+def _join(symbols: list[str], pair: str) -> list[str]:
+    left, right = pair.split(" ")
+    joined: list[str] = []
+    for symbol in symbols:
+        if symbol == right and joined and joined[-1] == left:
+            joined[-1] = left + right
+        else:
+            joined.append(symbol)
+    return joined
+
+
+def _byte_symbols() -> dict[int, str]:
+    """One printable character for each byte, in the order of the vocabulary.
+
+    Bytes that Latin-1 prints keep its character and come first; the others follow, in characters
+    from U+0100 on.
+    """
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(0x100)) - set(printed))
+    return {b: chr(b) for b in printed} | {b: chr(0x100 + i) for i, b in enumerate(others)}
+
+
+def _read_merges(path: Path, count: int) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no merges file at {path}; leave merges_path out to use the one that comes along"
+        )
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"cannot read the merges in {path}: {error}; fetch the file again"
+        ) from error
+    lines = text.removesuffix("\n").split("\n")
+    if "#version" in lines[0]:  # the first line of CLIP's and Hugging Face's own files
+        del lines[0]
+    merges = lines[:count]
+    if len(merges) < count:
+        raise ValueError(f"{path} holds {len(merges)} merges; the vocabulary needs {count}")
+    if any(line.count(" ") != 1 for line in merges):
+        raise ValueError(
+            f"{path} is no list of merges: expected two symbols and one space on each line"
+        )
+    return merges
+
+
+def _text_list(texts: str | Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, (list, tuple)):
+        raise TypeError(f"expected a string or a list of strings, got {type(texts).__name__}")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"expected strings, but text {place} is {type(text).__name__}: {text!r:.80}"
+            )
+    return list(texts)
+
+
+def _require_int(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"expected an integer for {name}, got {type(value).__name__}: {value!r:.80}"
+        )
+
+
+def _require_context(value: int) -> None:
+    _require_int("context_length", value)
+    if value < 2:
+        raise ValueError(
+            f"context_length is {value}; expected at least 2, for the start and end tokens"
+        )
