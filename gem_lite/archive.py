@@ -8,9 +8,11 @@ storages that `torch.save` writes, in which the script classes become inert reco
 import _codecs
 import argparse
 import pickle
+import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,21 @@ from torch import Tensor
 class Record:
     """Stands in for a TorchScript class: keeps the attributes, runs nothing."""
 
+    def __setstate__(self, state: Any) -> None:
+        # A class that packs itself in its own way has no attributes, and so no parameters.
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
 
 def is_torchscript(path: Path) -> bool:
     """Whether the file is an archive written by `torch.jit.save`."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise _damaged(path, error) from error
 
 
 def load_pickle(path: Path) -> Any:
@@ -37,6 +47,16 @@ def load_pickle(path: Path) -> Any:
 
     Raises ValueError for a damaged file, or one that holds anything that is not plain data.
     """
+    with path.open("rb") as file:
+        start = file.read(24)
+    if start.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            raise _damaged(path, "its end is missing")
+    elif not start.startswith(b"\x80"):  # the first byte of every pickle that torch.save writes
+        raise ValueError(
+            f"{path} is no checkpoint: it begins with {start!r}; expected safetensors, or a file"
+            " of torch.save or torch.jit.save. If it was fetched, fetch it again"
+        )
     scalar = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [
         np.dtype,
@@ -57,18 +77,23 @@ def load_torchscript(path: Path) -> dict[str, Tensor]:
     """
     with tempfile.TemporaryDirectory() as folder:
         stripped = Path(folder) / "tensors.pt"
+        _copy_without_code(path, stripped)
         try:
-            _copy_without_code(path, stripped)
             names = torch.serialization.get_unsafe_globals_in_checkpoint(stripped)
-        except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        except Exception as error:  # a damaged file breaks its reader in every way there is
             raise _damaged(path, error) from error
         allowed: list[Any] = [
             (type("Record", (Record,), {}), name) for name in names if name.startswith("__torch__.")
         ]
-        # TorchScript spells typed lists as calls of these; the plain list is what they mean.
-        allowed += [(_same, name) for name in names if name.startswith("torch.jit._pickle.build_")]
+        # TorchScript spells typed lists and dicts as calls of these; the plain one is meant.
+        allowed += [(_same, name) for name in names if name.startswith("torch.jit._pickle.")]
         root = _load(stripped, path, allowed)
-    return dict(_tensors(root, ""))
+    if not isinstance(root, Record):
+        raise _damaged(path, f"a {type(root).__name__} stands where its module should be")
+    try:
+        return dict(_tensors(root, ""))
+    except RecursionError as error:
+        raise _damaged(path, "a module in it contains itself") from error
 
 
 def _same(values: list[Any], *_: Any) -> list[Any]:
@@ -79,36 +104,46 @@ def _copy_without_code(path: Path, target: Path) -> None:
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(target, "w") as copy:
         for entry in archive.infolist():
             _, _, name = entry.filename.partition("/")
-            if name in ("data.pkl", "version", "byteorder") or name.startswith("data/"):
+            if name not in ("data.pkl", "version", "byteorder") and not name.startswith("data/"):
+                continue
+            try:
                 with archive.open(entry) as source, copy.open(entry.filename, "w") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+                raise _damaged(path, error) from error
 
 
 def _load(path: Path, named: Path, allowed: list[Any]) -> Any:
-    try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+    with torch.serialization.safe_globals(allowed):
         try:
-            foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except (RuntimeError, pickle.UnpicklingError, ValueError):
-            foreign = []
-        known = {entry[1] for entry in allowed if isinstance(entry, tuple)}
-        foreign = sorted(set(foreign) - known)
-        if foreign:
-            reason = f"it would construct or call {', '.join(foreign)}"
-        raise ValueError(
-            f"{named} is not a plain file of tensors: {reason}. Such a file could run code when it"
-            " is read, so it is refused; save the state dict alone, as safetensors if you can"
-        ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, OSError) as error:
-        raise _damaged(named, error) from error
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if foreign := _foreign(path, str(error)):
+                raise ValueError(
+                    f"{named} is not a plain file of tensors: it would construct or call"
+                    f" {', '.join(foreign)}. Such a file could run code when it is read, so it is"
+                    " refused; save the state dict alone, as safetensors if you can"
+                ) from error
+            reason = re.search(r"WeightsUnpickler error: (.+)", str(error))
+            raise _damaged(named, reason[1] if reason else error) from error
+        except Exception as error:  # a damaged file breaks its reader in every way there is
+            raise _damaged(named, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = (str(error) or repr(error)).splitlines()[0]
-    return ValueError(f"{path} cannot be read ({reason}); it may be cut short: fetch it again")
+def _foreign(path: Path, message: str) -> list[str]:
+    """What a refused file would import, from the file, else from torch's message."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # not a zip, or a pickle that goes on in an unknown way
+        return re.findall(r"GLOBAL (\S+) (?:was not|whose module)", message)
+
+
+def _damaged(path: Path, reason: Exception | str) -> ValueError:
+    shown = (str(reason) or repr(reason)).splitlines()[0].partition(". ")[0]
+    return ValueError(
+        f"{path} cannot be read ({shown}); it may be damaged or cut short: fetch it again, or save"
+        " its state dict as safetensors"
+    )
 
 
 def _tensors(record: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -1,12 +1,14 @@
 """Our weight files: safetensors with configuration and provenance in the header."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +20,8 @@ from .model import GEMNetwork
 
 FORMAT_VERSION = 1
 METADATA_KEY = "gem_lite"
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,27 +53,47 @@ class Header:
     def from_json(cls, text: str) -> "Header":
         """The header from the text stored in a file. Raises ValueError when it is not one."""
         try:
-            fields = json.loads(text)
-            version = fields["format_version"]
+            content = json.loads(text)
+            version = content["format_version"]
             if version > FORMAT_VERSION:
                 raise ValueError(
                     f"format version {version} is newer than this package's {FORMAT_VERSION};"
                     " update the package"
                 )
-            config = fields["config"]
-            fields["config"] = ModelConfig(
-                embed=config["embed"],
-                activation=config["activation"],
-                image=ImageConfig(**config["image"]),
-                text=TextConfig(**config["text"]),
-            )
-            fields["gem"] = GEMConfig(**fields["gem"])
-            fields["mean"], fields["std"] = tuple(fields["mean"]), tuple(fields["std"])
-            return cls(**fields)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            config = content["config"]
+            config["image"] = _typed(ImageConfig, config["image"])
+            config["text"] = _typed(TextConfig, config["text"])
+            content["config"] = _typed(ModelConfig, config)
+            content["gem"] = _typed(GEMConfig, content["gem"])
+            for name in ("mean", "std"):
+                content[name] = _three_numbers(name, content[name])
+            return _typed(cls, content)
+        except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"the header is damaged ({error!r}); convert the file again"
             ) from error
+
+
+def _typed(kind: type[_T], values: Any) -> _T:
+    """A dataclass made of what JSON held; TypeError for a value of another type than its field."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{kind.__name__} is {values!r}; expected an object")
+    kinds = {field.name: field.type for field in fields(cast(Any, kind))}
+    for name, value in values.items():
+        expected = kinds.get(name)
+        if expected in (int, str, bool) and type(value) is not expected:
+            raise TypeError(f"{name} is {value!r}; expected {expected.__name__}")
+    return kind(**values)
+
+
+def _three_numbers(name: str, values: Any) -> tuple[float, ...]:
+    if not (
+        isinstance(values, list)
+        and len(values) == 3
+        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    ):
+        raise TypeError(f"{name} is {values!r}; expected three numbers")
+    return tuple(values)
 
 
 @contextmanager

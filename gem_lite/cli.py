@@ -5,17 +5,23 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from .config import ACTIVATIONS
 from .convert import convert, read_source
+from .demo import demo_picture, demo_sheet
 from .factory import DTYPES, create_model_and_transforms, header_for
 from .pretrained import available_models, default_file_name, fetch_source, find_row, known_row
+from .quality import report
+from .scenes import Sprites
 from .transform import ImageTransform
 from .visualize import contact_sheet, label_overlay, save_picture, visualize
 
+# The few drawings that a checkout carries for this.
+SPRITES = Path(__file__).resolve().parent.parent / "examples" / "scenes" / "sprites.npz"
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -58,6 +64,27 @@ def _parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="the known weights")
     models.set_defaults(run=_models)
+
+    demo = commands.add_parser("demo", help="the shipped small model on a picture, offline")
+    demo.add_argument("--output", type=Path, default=Path("demo.png"), help="default: %(default)s")
+    demo.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    demo.set_defaults(run=_demo)
+
+    quality = commands.add_parser(
+        "bench-quality", help="score GEM settings on labelled collages with a known truth"
+    )
+    quality.add_argument("--model", default="tiny-emoji", help="default: %(default)s")
+    quality.add_argument("--pretrained", default="v1", help="default: %(default)s")
+    quality.add_argument("--gem-depth", type=int, help="default of these: the weight file's own")
+    quality.add_argument("--ss-attn-iter", type=int)
+    quality.add_argument("--ss-attn-temp", type=_inverse_temperature, metavar="NUMBER|adaptive")
+    quality.add_argument("--gem-streams")
+    quality.add_argument("--no-gem-residual", action="store_true")
+    quality.add_argument("--count", type=int, default=64, help="collages (default: %(default)s)")
+    quality.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    quality.add_argument("--sprites", type=Path, help="drawings; default: a checkout's own few")
+    quality.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    quality.set_defaults(run=_bench_quality)
 
     converting = commands.add_parser("convert", help="another layout's weights into a file of ours")
     add_convert_arguments(converting)
@@ -103,6 +130,39 @@ def _heatmap(args: argparse.Namespace) -> None:
         target = args.output / f"{name}.png"
         save_picture(contact_sheet(sheet, columns=min(4, len(sheet))), target)
         print(target)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    picture, words = demo_picture()
+    save_picture(demo_sheet(picture, words, device=args.device), args.output)
+    print(f"{args.output.resolve()}: heat maps of {', '.join(words)}, GEM beside plain CLIP")
+
+
+def _inverse_temperature(text: str) -> float | Literal["adaptive"]:
+    return "adaptive" if text == "adaptive" else float(text)
+
+
+def _bench_quality(args: argparse.Namespace) -> None:
+    path = args.sprites or SPRITES
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no drawings at {path}; run in a checkout, or give --sprites (the file that"
+            " examples/train_tiny/pictures.py writes)"
+        )
+    if args.count < 1:
+        raise ValueError(f"--count is {args.count}; expected at least 1")
+    model, transform = create_model_and_transforms(
+        args.model,
+        args.pretrained,
+        args.gem_depth,
+        args.ss_attn_iter,
+        args.ss_attn_temp,
+        device=args.device,
+        gem_streams=args.gem_streams,
+        gem_residual=False if args.no_gem_residual else None,
+    )
+    print(f"{args.model} {args.pretrained}, {model.network.gem}\n")
+    print(report(model, transform, Sprites.load(path), seed=args.seed, count=args.count))
 
 
 def _first_tag(model: str) -> str:

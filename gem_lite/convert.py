@@ -104,10 +104,18 @@ class RenamedTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         parts = self._recipes[name]
         if {"q", "k", "v"} <= set(parts):
-            return torch.cat([self._raw[parts[part]] for part in ("q", "k", "v")])
+            sources = [parts["q"], parts["k"], parts["v"]]
+            thirds = [self._raw[source] for source in sources]
+            if len({third.shape for third in thirds}) > 1:
+                shown = ", ".join(
+                    f"{source} {list(third.shape)}"
+                    for source, third in zip(sources, thirds, strict=True)
+                )
+                raise ValueError(f"the parts of {name} differ in shape: {shown}; expected one")
+            return torch.cat(thirds)
         ((part, source),) = parts.items()
         tensor = self._raw[source]
-        if part == "transposed":
+        if part == "transposed" and tensor.ndim == 2:  # another rank is named by check_shapes
             return tensor.T
         # Some trainers store the logit scale as a vector of one.
         return tensor.reshape(()) if part == "scalar" and tensor.numel() == 1 else tensor
@@ -236,8 +244,13 @@ def _find_state_dict(loaded: Any, path: Path) -> Mapping[str, Tensor]:
             and any(str(key).endswith((CLIP_ANCHOR, HUGGINGFACE_ANCHOR)) for key in entries)
         ]
         if found:
+            names = [name for name, _ in found]
+            if len(found) > 1 and "state_dict" not in names:
+                raise ValueError(
+                    f"{path} holds several models, under the entries {names}; save one alone"
+                )
             chosen = dict(found).get("state_dict", found[0][1])
-            return {key: value for key, value in chosen.items() if isinstance(value, Tensor)}
+            return {str(key): value for key, value in chosen.items() if isinstance(value, Tensor)}
         level = [
             (str(name), entries)
             for _, outer in level
@@ -281,7 +294,10 @@ def _clip_tensors(raw: Mapping[str, Tensor], path: Path) -> tuple[RenamedTensors
             unknown.append(name)
             continue
         if target is not None:
-            recipes.setdefault(target[0], {})[target[1]] = name
+            parts = recipes.setdefault(target[0], {})
+            if target[1] in parts:
+                raise ValueError(f"{path} has both {parts[target[1]]} and {name}; expected one")
+            parts[target[1]] = name
     if unknown:
         shown = ", ".join(f"{name} {list(raw[name].shape)}" for name in unknown[:8])
         raise ValueError(
@@ -343,11 +359,12 @@ def _with_huggingface_config(source: Source, folder: Path) -> Source:
     """Add what config.json and preprocessor_config.json beside the weights say."""
     config = _read_json(folder / "config.json")
     claims: dict[str, Activation] = {}
-    for tower in ("text_config", "vision_config"):
-        settings = config.get(tower) or {}
+    # transformers lets the entries that end in _dict, of older versions, override the others.
+    for tower in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
+        settings = _section(config, tower, folder / "config.json")
         act = settings.get("hidden_act")
         if act is not None:
-            if act not in _HIDDEN_ACTS:
+            if not isinstance(act, str) or act not in _HIDDEN_ACTS:
                 raise ValueError(
                     f"{folder / 'config.json'}: {tower}.hidden_act is {act!r}; expected one of"
                     f" {list(_HIDDEN_ACTS)}"
@@ -362,8 +379,8 @@ def _with_huggingface_config(source: Source, folder: Path) -> Source:
     return replace(
         source,
         claims=claims,
-        mean=_triple(preprocessor.get("image_mean")),
-        std=_triple(preprocessor.get("image_std")),
+        mean=_triple(preprocessor, "image_mean", folder / "preprocessor_config.json"),
+        std=_triple(preprocessor, "image_std", folder / "preprocessor_config.json"),
         config=_huggingface_model_config(source, config, claims),
     )
 
@@ -371,47 +388,80 @@ def _with_huggingface_config(source: Source, folder: Path) -> Source:
 def _huggingface_model_config(
     source: Source, config: dict[str, Any], claims: dict[str, Activation]
 ) -> ModelConfig | None:
-    image_heads = (config.get("vision_config") or {}).get("num_attention_heads")
-    text_heads = (config.get("text_config") or {}).get("num_attention_heads")
-    if image_heads is None or text_heads is None or len(set(claims.values())) != 1:
-        return None
+    heads = []
+    for tower in ("vision_config", "text_config"):
+        count = (config.get(tower) or {}).get("num_attention_heads")
+        if count is None or len(set(claims.values())) != 1:
+            return None
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise ValueError(
+                f"{source.path.parent / 'config.json'}: {tower}.num_attention_heads is {count!r};"
+                " expected a whole number"
+            )
+        heads.append(count)
     return config_from_shapes(
         shapes_of(source.tensors),
         activation=next(iter(claims.values())),
-        image_heads=image_heads,
-        text_heads=text_heads,
+        image_heads=heads[0],
+        text_heads=heads[1],
         where=str(source.path),
     )
 
 
 def _with_open_clip_config(source: Source, folder: Path) -> Source:
     """Add what open_clip_config.json beside the weights says."""
-    config = _read_json(folder / "open_clip_config.json")
-    quick_gelu = (config.get("model_cfg") or {}).get("quick_gelu")
-    preprocess = config.get("preprocess_cfg") or {}
+    path = folder / "open_clip_config.json"
+    config = _read_json(path)
+    quick_gelu = _section(config, "model_cfg", path).get("quick_gelu")
+    preprocess = _section(config, "preprocess_cfg", path)
     claims: dict[str, Activation] = {}
     if quick_gelu is not None:
+        if not isinstance(quick_gelu, bool):
+            raise ValueError(f"{path}: quick_gelu is {quick_gelu!r}; expected true or false")
         claims["quick_gelu of open_clip_config.json"] = "quick_gelu" if quick_gelu else "gelu"
     return replace(
         source,
         claims=claims,
-        mean=_triple(preprocess.get("mean")),
-        std=_triple(preprocess.get("std")),
+        mean=_triple(preprocess, "mean", path),
+        std=_triple(preprocess, "std", path),
     )
 
 
-def _triple(values: Any) -> tuple[float, ...] | None:
+def _section(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    section = config.get(name) or {}
+    if not isinstance(section, dict):
+        raise ValueError(f"{path}: {name} is {section!r}; expected an object")
+    return section
+
+
+def _triple(settings: dict[str, Any], name: str, path: Path) -> tuple[float, ...] | None:
+    values = settings.get(name)
     if values is None:
         return None
-    numbers = tuple(float(value) for value in values)
-    if len(numbers) != 3:
-        raise ValueError(f"image mean or std is {values!r}; expected three numbers")
-    return numbers
+    if (
+        not isinstance(values, list)
+        or len(values) != 3
+        or any(isinstance(value, bool) or not isinstance(value, int | float) for value in values)
+    ):
+        raise ValueError(f"{path}: {name} is {values!r}; expected three numbers")
+    return tuple(float(value) for value in values)
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor."""
     return {name: tuple(tensors[name].shape) for name in tensors}
+
+
+# Tensors that tell a model's sizes, and how many dimensions they have.
+SIZES = {
+    "visual.conv1.weight": 4,
+    "visual.positional_embedding": 2,
+    "visual.proj": 2,
+    "visual.transformer.resblocks.0.mlp.c_fc.weight": 2,
+    "token_embedding.weight": 2,
+    "positional_embedding": 2,
+    "transformer.resblocks.0.mlp.c_fc.weight": 2,
+}
 
 
 def config_from_shapes(
@@ -424,8 +474,13 @@ def config_from_shapes(
 ) -> ModelConfig:
     """Configuration of a model from its tensors' shapes and what they don't show.
 
-    Raises ValueError when a tensor that tells a size is missing.
+    Raises ValueError when a tensor that tells a size is missing or has another rank.
     """
+    for name, rank in SIZES.items():
+        if len(shapes.get(name, range(rank))) != rank:
+            raise ValueError(
+                f"{where}: {name} has shape {list(shapes[name])}; expected {rank} dimensions"
+            )
     try:
         width, _, patch, _ = shapes["visual.conv1.weight"]
         patches = shapes["visual.positional_embedding"][0] - 1
@@ -514,10 +569,13 @@ def is_architecture(name: str) -> bool:
     return folded in {fold_name(known) for known in ARCHITECTURES}
 
 
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def _check_floating(source: Source) -> None:
     for name in source.tensors:
         dtype = source.tensors[name].dtype
-        if not dtype.is_floating_point:
+        if dtype not in FLOATING:
             raise ValueError(f"{source.path}: {name} holds {dtype}; expected floating point")
 
 
@@ -542,7 +600,11 @@ def convert(
             for name in source.tensors
         }
         for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all() and torch.isfinite(source.tensors[name]).all():
+            if not torch.isfinite(source.tensors[name]).all():
+                raise ValueError(
+                    f"{source.path}: {name} holds numbers that are not finite; is the file damaged?"
+                )
+            if not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} overflows {dtype}; choose fp32 or bf16")
         write(temporary, tensors, header)
         written = {tensor.dtype for tensor in tensors.values()}
@@ -581,10 +643,11 @@ def _features_error(
             image, text = network(images, tokens.to(device))
         features.append((image.clip, image.gem, text))
         del network
-    return max(
-        float((ours - theirs).abs().max() / theirs.abs().max())
+    errors = [
+        (ours - theirs).abs().max() / theirs.abs().max()
         for theirs, ours in zip(*features, strict=True)
-    )
+    ]
+    return float(torch.stack(errors).max())  # NaN if one is, unlike Python's own max
 
 
 def default_normalization(

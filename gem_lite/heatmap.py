@@ -6,18 +6,15 @@ from einops import rearrange
 from torch import Tensor
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def similarity(features: Tensor, text: Tensor) -> Tensor:
     """Cosine similarity of every patch with every prompt.
 
     features: [b, n, e], patches only; text: [p, e], or [b, p, e] for prompts of each image's own.
     Neither needs unit norm. Returns [b, p, n] in [-1, 1].
     """
-    features = F.normalize(_at_least_float32(features), dim=-1)
-    text = F.normalize(_at_least_float32(text), dim=-1)
+    dtype = torch.promote_types(torch.promote_types(features.dtype, text.dtype), torch.float32)
+    features = F.normalize(features.to(dtype), dim=-1)
+    text = F.normalize(text.to(dtype), dim=-1)
     return text @ rearrange(features, "b n e -> b e n")
 
 

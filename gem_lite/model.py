@@ -56,8 +56,13 @@ class GEMNetwork(nn.Module):
 
         tokens: [p, n] int64, n up to the context length; each row has the end-of-text token. What
         follows that token changes nothing (the blocks are causal), so rows may be cut behind it.
-        Returns [p, e].
+        Returns [p, e]. Raises ValueError for rows longer than the context.
         """
+        if tokens.shape[1] > self.config.text.context:
+            raise ValueError(
+                f"rows of {tokens.shape[1]} tokens; the text tower takes up to"
+                f" {self.config.text.context}"
+            )
         x = self.token_embedding(tokens)  # [p, n, d]
         x = x + self.positional_embedding[: tokens.shape[1]]
         for block in self.transformer.resblocks:

@@ -292,7 +292,9 @@ class GEMPredictor(nn.Module):
     def _encode_words(self, words: Sequence[str], templates: Templates) -> Tensor:
         """[p, e] float32, unit norm."""
         templates = _checked_templates(templates)
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self._text_parameters()):
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self._text_parameters())
+        # A replica that DataParallel made for one call does not know all of its weights.
+        if trained or getattr(self, "_is_replica", False):
             return self._encode_uncached(words, templates)
         state = self._text_state()
         keys = [(word, templates, state) for word in words]

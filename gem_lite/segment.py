@@ -31,15 +31,18 @@ def label_maps(
     the best counts); default one class a name. Classes from `classes` on are background words: a
     pixel that one of them wins becomes background. `threshold`: so does a pixel whose best
     probability lies below it. `scale` is the inverse temperature; 50 is ClearCLIP's, 40 SCLIP's.
-    Raises ValueError for a scale that is not positive or a threshold outside [0, 1].
+    Raises ValueError for a scale that is not positive, a threshold outside [0, 1], or groups that
+    are not numbered from 0 without a gap.
     """
-    if not scale > 0:
+    if not 0 < scale < float("inf"):
         raise ValueError(f"scale is {scale}; expected a number above 0 (40 to 65 is usual)")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; expected a probability in [0, 1], or None")
     groups = list(range(cosines.shape[1])) if groups is None else list(groups)
     if len(groups) != cosines.shape[1]:
         raise ValueError(f"{len(groups)} groups for {cosines.shape[1]} maps; expected one a map")
+    if not groups or set(groups) != set(range(max(groups) + 1)):
+        raise ValueError(f"groups is {groups}; expected 0, 1, 2, ... with none left out")
     members = [
         [name for name, group in enumerate(groups) if group == each]
         for each in range(max(groups) + 1)

@@ -96,6 +96,14 @@ def titled(picture: Image.Image, title: str) -> Image.Image:
     return canvas
 
 
+def banner(text: str, width: int, size: int = 20) -> Image.Image:
+    """A line of text, `size` pixels high, on white: the heading of a row of pictures."""
+    canvas = Image.new("RGB", (width, 2 * size), "white")
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(canvas).text((GAP, size), text, fill="black", font=font, anchor="lm")
+    return canvas
+
+
 def contact_sheet(pictures: Sequence[Image.Image], *, columns: int) -> Image.Image:
     """Pictures side by side, row by row, on white."""
     rows = -(-len(pictures) // columns)

@@ -1,0 +1,208 @@
+"""How well maps point at things, measured on labelled collages: one figure per claim, with chance.
+
+A change of the method is scored in seconds: build two models, `measure` both on the same collages.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .config import GEMConfig
+from .heatmap import min_max
+from .model import GEMNetwork
+from .predictor import GEMPredictor
+from .scenes import Scene, Sprites, scenes
+
+BATCH = 32  # collages in one forward pass
+# Where the best of the stretched maps lies below this, a pixel counts as background.
+BACKGROUND_BELOW = 0.5
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures in [0, 1] over all things of all collages; the miou over collages."""
+
+    pointing: float  # the map's largest value lies on the thing
+    own_name: float  # of the picture's names, the thing's own has the highest mean cosine over it
+    miou: float  # argmax over the picture's names and background, mean over those of a picture
+
+    def __sub__(self, other: "Quality") -> "Quality":
+        return Quality(
+            *(getattr(self, field.name) - getattr(other, field.name) for field in fields(self))
+        )
+
+
+def measure(
+    model: GEMPredictor,
+    collages: Sequence[Scene],
+    transform: Callable[[Image.Image], Tensor],
+    *,
+    plain: bool = False,
+    background_below: float = BACKGROUND_BELOW,
+) -> Quality:
+    """Score a model's maps on collages, each asked for the names that are in it.
+
+    transform: the model's own, PIL -> [3, h, w]; maps are resized to the collage where sizes differ.
+    plain: score plain CLIP's maps (`return_ori=True`) instead of GEM's.
+    Raises ValueError when there are no collages.
+    """
+    points: list[bool] = []
+    owns: list[bool] = []
+    ious: list[float] = []
+    for batch, images in _batches(collages, transform):
+        with torch.inference_mode():
+            names = [list(scene.names) for scene in batch]
+            maps = model.batched_forward(images, names, normalize=False, return_ori=plain)
+        for scene, cosines in zip(batch, maps, strict=True):
+            mask = torch.from_numpy(scene.mask)
+            cosines = _resized(cosines.cpu(), (mask.shape[0], mask.shape[1]))  # [p, h, w]
+            for index in range(len(scene.names)):
+                thing = mask == index + 1
+                points.append(bool(thing.flatten()[cosines[index].argmax()]))
+                owns.append(int(cosines[:, thing].mean(dim=1).argmax()) == index)
+            ious.append(_mean_iou(label(cosines, background_below), mask, len(scene.names)))
+    return Quality(float(np.mean(points)), float(np.mean(owns)), float(np.mean(ious)))
+
+
+def chance(collages: Sequence[Scene]) -> Quality:
+    """What maps without any knowledge would score on these collages.
+
+    A random point, a random name of the picture, a random label (background included) per pixel.
+    """
+    points: list[float] = []
+    owns: list[float] = []
+    ious: list[float] = []
+    for scene in collages:
+        count = len(scene.names)
+        areas = np.bincount(scene.mask.ravel(), minlength=count + 1) / scene.mask.size
+        points += areas[1:].tolist()
+        owns += [1 / count] * count
+        guess = 1 / (count + 1)
+        hit = guess * areas
+        ious.append(float(np.mean(hit / (guess + areas - hit))))
+    return Quality(float(np.mean(points)), float(np.mean(owns)), float(np.mean(ious)))
+
+
+def top_1(
+    model: GEMPredictor,
+    singles: Sequence[Scene],
+    names: Sequence[str],
+    transform: Callable[[Image.Image], Tensor],
+) -> float:
+    """Part of one-thing collages that plain CLIP gives the right one of `names`; chance 1/names."""
+    hits: list[bool] = []
+    for batch, images in _batches(singles, transform):
+        with torch.inference_mode():
+            best = model.classify(images, list(names)).argmax(dim=1).tolist()
+        hits += [names[i] == scene.names[0] for i, scene in zip(best, batch, strict=True)]
+    return float(np.mean(hits))
+
+
+def label(cosines: Tensor, background_below: float = BACKGROUND_BELOW) -> Tensor:
+    """Which name each pixel shows: cosines [p, h, w] -> int64 [h, w], i + 1 = name i, 0 = none.
+
+    The best name by stretched map (each map's span to [0, 1]); none where that is below the bound.
+    """
+    best, index = min_max(cosines).max(dim=0)
+    return torch.where(best < background_below, 0, index + 1)
+
+
+def with_settings(model: GEMPredictor, gem: GEMConfig) -> GEMPredictor:
+    """The same weights, shared, under other GEM settings."""
+    with torch.device("meta"):
+        network = GEMNetwork(model.network.config, gem)
+    network.load_state_dict(model.network.state_dict(), assign=True)
+    header = model.header.changed(config=network.config, gem=gem)
+    return GEMPredictor(network, header, model.tokenizer).eval()
+
+
+def settings_table(
+    model: GEMPredictor,
+    collages: Sequence[Scene],
+    transform: Callable[[Image.Image], Tensor],
+    *,
+    blocks: Sequence[int],
+    inv_temps: Sequence[float | None],
+    iters: Sequence[int],
+) -> dict[GEMConfig, Quality]:
+    """Quality under every combination of dual blocks, inverse temperature and iterations."""
+    return {
+        gem: measure(with_settings(model, gem), collages, transform)
+        for gem in (
+            replace(model.network.gem, blocks=each_blocks, inv_temp=inv_temp, iters=each_iters)
+            for each_blocks in blocks
+            for inv_temp in inv_temps
+            for each_iters in iters
+        )
+    }
+
+
+def report(
+    model: GEMPredictor,
+    transform: Callable[[Image.Image], Tensor],
+    sprites: Sprites,
+    *,
+    unseen: Sequence[str] = ("openmoji",),
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+    count: int = 64,
+) -> str:
+    """A markdown table of every figure beside chance, for the trained and the unseen styles.
+
+    sprites: drawings of both, `unseen` naming the unseen styles. names: what top-1 chooses from;
+    None = all names of the sprites. seed, count: collages of 3 to 4 things, and of one thing.
+    """
+    names = list(names or sprites.concepts)
+    styles = sorted(set(sprites.styles))
+    groups = {
+        "trained styles": [style for style in styles if style not in unseen],
+        "unseen style": [style for style in styles if style in unseen],
+    }
+    columns: dict[str, list[float]] = {}
+    for title, chosen in groups.items():
+        if not chosen:
+            continue
+        drawings = sprites.select(styles=chosen)
+        collages = list(scenes(drawings, seed=seed, count=count, jitter=0.0))
+        singles = list(scenes(drawings, seed=seed + 1, count=count, things=(1, 1), jitter=0.0))
+        gem, plain = (measure(model, collages, transform, plain=flag) for flag in (False, True))
+        luck = chance(collages)
+        columns[title] = [top_1(model, singles, names, transform)]
+        columns[title] += [gem.own_name, gem.pointing, gem.pointing - plain.pointing, gem.miou]
+        columns[f"plain CLIP, {title}"] = [columns[title][0], plain.own_name, plain.pointing, 0.0]
+        columns[f"plain CLIP, {title}"] += [plain.miou]
+        columns[f"chance, {title}"] = [1 / len(names), luck.own_name, luck.pointing, 0.0, luck.miou]
+    rows = ["top-1 of single things", "own name", "pointing", "pointing above plain CLIP", "mIoU"]
+    lines = ["| % | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for index, row in enumerate(rows):
+        cells = [f"{100 * column[index]:.1f}" for column in columns.values()]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _batches(
+    collages: Sequence[Scene], transform: Callable[[Image.Image], Tensor]
+) -> Iterator[tuple[Sequence[Scene], Tensor]]:
+    if not collages:
+        raise ValueError("there are no collages to score on; expected at least one")
+    for start in range(0, len(collages), BATCH):
+        batch = collages[start : start + BATCH]
+        yield batch, torch.stack([transform(Image.fromarray(scene.image)) for scene in batch])
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[-2:] == size:
+        return maps
+    return torch.nn.functional.interpolate(maps[None], size, mode="bilinear", antialias=True)[0]
+
+
+def _mean_iou(labels: Tensor, mask: Tensor, count: int) -> float:
+    ious = []
+    for value in range(count + 1):
+        found, truth = labels == value, mask == value
+        ious.append(float((found & truth).sum() / (found | truth).sum().clamp(min=1)))
+    return float(np.mean(ious))
