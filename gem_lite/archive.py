@@ -38,7 +38,7 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # a damaged file breaks its reader in every way there is
         raise _damaged(path, error) from error
 
 
@@ -109,7 +109,7 @@ def _copy_without_code(path: Path, target: Path) -> None:
             try:
                 with archive.open(entry) as source, copy.open(entry.filename, "w") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
                 raise _damaged(path, error) from error
 
 

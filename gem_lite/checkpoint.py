@@ -138,6 +138,11 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig, *, w
     """Raise ValueError naming each missing, extra or wrong tensor."""
     expected = expected_shapes(config)
     faults = [
+        f"{name} has shape {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    faults += [
         f"missing {name}, expected shape {list(shape)}"
         for name, shape in expected.items()
         if name not in found
@@ -146,11 +151,6 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig, *, w
         f"unknown tensor {name} of shape {list(shape)}"
         for name, shape in found.items()
         if name not in expected
-    ]
-    faults += [
-        f"{name} has shape {list(found[name])}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != shape
     ]
     if faults:
         shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if faults[8:] else "")

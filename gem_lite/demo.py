@@ -7,10 +7,12 @@ from PIL import Image
 
 from .factory import create_model_and_transforms
 from .pretrained import find_file
-from .visualize import GAP, banner, contact_sheet, label_overlay, titled, visualize
+from .visualize import contact_sheet, label_overlay, titled, visualize
 
 DEMO_PICTURE = "demo.png"
-SIDE = 288  # pixels at which the small picture and its maps are shown
+# Where no word is clearly ahead of the others lies the background.
+SCALE, THRESHOLD = 50.0, 0.5
+SIDE = 240  # pixels at which the small picture and its maps are shown
 
 
 def demo_picture() -> tuple[Image.Image, list[str]]:
@@ -31,23 +33,18 @@ def demo_picture() -> tuple[Image.Image, list[str]]:
 def demo_sheet(
     picture: Image.Image, words: Sequence[str], *, device: str | torch.device = "cpu"
 ) -> Image.Image:
-    """One sheet: the picture, its segmentation, and each word's map by GEM and by plain CLIP."""
+    """One sheet: each word's map and the segmentation, by GEM above and by plain CLIP below."""
     model, transform = create_model_and_transforms("tiny-emoji", "v1", device=device)
     image = transform(picture)[None]
-    with torch.inference_mode():
-        gem = model(image, words)
-        clip = model(image, words, return_ori=True)
-        found = model.segment(image, words, background=BACKGROUND, scale=SCALE)
     shown = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    top = [
-        titled(shown, "the picture"),
-        titled(label_overlay(shown, found.labels[0], words), "segmentation from GEM's maps"),
-    ]
-    rows = [
-        contact_sheet(top, columns=len(words)),
-        banner("GEM: where is the ...?", len(words) * (SIDE + GAP) + GAP),
-        contact_sheet(visualize(shown, words, gem), columns=len(words)),
-        banner("plain CLIP, the same weights", len(words) * (SIDE + GAP) + GAP),
-        contact_sheet(visualize(shown, words, clip), columns=len(words)),
-    ]
-    return contact_sheet(rows, columns=1)
+    tiles = []
+    for method, plain in (("GEM", False), ("plain CLIP", True)):
+        with torch.inference_mode():
+            maps = model(image, words, return_ori=plain)
+            found = model.segment(
+                image, words, scale=SCALE, threshold=THRESHOLD, return_ori=plain
+            )
+        tiles.append(titled(shown, "the picture"))
+        tiles += visualize(shown, [f"{method}: {word}" for word in words], maps)
+        tiles.append(titled(label_overlay(shown, found.labels[0], words), f"{method}: all words"))
+    return contact_sheet(tiles, columns=len(words) + 2)

@@ -18,8 +18,7 @@ from .predictor import GEMPredictor
 from .scenes import Scene, Sprites, scenes
 
 BATCH = 32  # collages in one forward pass
-# Where the best of the stretched maps lies below this, a pixel counts as background.
-BACKGROUND_BELOW = 0.5
+BACKGROUND = "background"  # what the small model was taught to call a picture of no thing
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,14 @@ def measure(
     transform: Callable[[Image.Image], Tensor],
     *,
     plain: bool = False,
-    background_below: float = BACKGROUND_BELOW,
+    background: str | None = BACKGROUND,
 ) -> Quality:
     """Score a model's maps on collages, each asked for the names that are in it.
 
-    transform: the model's own, PIL -> [3, h, w]; maps are resized to the collage where sizes differ.
+    transform: the model's own, PIL -> [3, h, w]; maps are resized to the collage's size.
     plain: score plain CLIP's maps (`return_ori=True`) instead of GEM's.
+    background: the word that competes for the pixels without a thing; None = no such word, and
+    pixels whose best stretched map lies below 0.5 are background.
     Raises ValueError when there are no collages.
     """
     points: list[bool] = []
@@ -55,16 +56,22 @@ def measure(
     ious: list[float] = []
     for batch, images in _batches(collages, transform):
         with torch.inference_mode():
-            names = [list(scene.names) for scene in batch]
+            names = [[*scene.names, *([background] if background else [])] for scene in batch]
             maps = model.batched_forward(images, names, normalize=False, return_ori=plain)
-        for scene, cosines in zip(batch, maps, strict=True):
+        for scene, scores in zip(batch, maps, strict=True):
             mask = torch.from_numpy(scene.mask)
-            cosines = _resized(cosines.cpu(), (mask.shape[0], mask.shape[1]))  # [p, h, w]
-            for index in range(len(scene.names)):
+            cosines = _resized(scores.cpu(), (mask.shape[0], mask.shape[1]))  # [p, h, w]
+            count = len(scene.names)
+            if background is None:
+                labels = _labels_below(cosines)
+            else:
+                labels = (cosines.argmax(dim=0) + 1) % (count + 1)  # the last one is background
+            cosines = cosines[:count]
+            for index in range(count):
                 thing = mask == index + 1
                 points.append(bool(thing.flatten()[cosines[index].argmax()]))
                 owns.append(int(cosines[:, thing].mean(dim=1).argmax()) == index)
-            ious.append(_mean_iou(label(cosines, background_below), mask, len(scene.names)))
+            ious.append(_mean_iou(labels, mask, count))
     return Quality(float(np.mean(points)), float(np.mean(owns)), float(np.mean(ious)))
 
 
@@ -100,15 +107,6 @@ def top_1(
             best = model.classify(images, list(names)).argmax(dim=1).tolist()
         hits += [names[i] == scene.names[0] for i, scene in zip(best, batch, strict=True)]
     return float(np.mean(hits))
-
-
-def label(cosines: Tensor, background_below: float = BACKGROUND_BELOW) -> Tensor:
-    """Which name each pixel shows: cosines [p, h, w] -> int64 [h, w], i + 1 = name i, 0 = none.
-
-    The best name by stretched map (each map's span to [0, 1]); none where that is below the bound.
-    """
-    best, index = min_max(cosines).max(dim=0)
-    return torch.where(best < background_below, 0, index + 1)
 
 
 def with_settings(model: GEMPredictor, gem: GEMConfig) -> GEMPredictor:
@@ -198,6 +196,12 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if maps.shape[-2:] == size:
         return maps
     return torch.nn.functional.interpolate(maps[None], size, mode="bilinear", antialias=True)[0]
+
+
+def _labels_below(cosines: Tensor, bound: float = 0.5) -> Tensor:
+    """cosines [p, h, w] -> int64 [h, w]: i + 1 for the best stretched map i, 0 below the bound."""
+    best, index = min_max(cosines).max(dim=0)
+    return torch.where(best < bound, 0, index + 1)
 
 
 def _mean_iou(labels: Tensor, mask: Tensor, count: int) -> float:

@@ -18,6 +18,7 @@ Pixels = NDArray[np.uint8]
 
 # Side of a thing as a part of the scene's side, (smallest, largest), by the number of things.
 THING_SIDES = {1: (0.4, 0.98), 2: (0.32, 0.6), 3: (0.28, 0.5), 4: (0.26, 0.44)}
+WARP = 0.16  # how far a thing's corners move at full jitter, as a part of its side
 _OPAQUE = 128  # alpha from which a pixel belongs to the thing
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -141,7 +142,8 @@ def compose(
     """One collage of different things on a random ground.
 
     things: fewest and most things, 1 to 4; each is another name, in a random style, place, size,
-    flip, rotation (up to `rotation` degrees) and colouring (strength `jitter`, 0 = as drawn).
+    flip and rotation (up to `rotation` degrees). jitter: how much colours and shapes change, 0 =
+    as drawn, 1 = as in training.
     sides: side of a thing as part of the scene's side, by the number of things (THING_SIDES).
     Of every thing at least two thirds are seen. Raises ValueError when `things` is out of range or
     there are fewer names than things.
@@ -168,7 +170,7 @@ def compose(
         levels = sprites._levels[drawings[rng.integers(len(drawings))]]
         low, high = sides[count]
         side = max(4, round(size * float(rng.uniform(low, high))))
-        thing = _turn(levels, side, rng, rotation)
+        thing = _turn(levels, side, rng, rotation, WARP * jitter)
         opaque = thing[..., 3] >= _OPAQUE
         place = _free_place(mask, opaque, areas, rng)
         if place is None:
@@ -213,7 +215,9 @@ def caption(
     words = []
     for name in names:
         others = (synonyms or {}).get(name, ())
-        words.append(others[rng.integers(len(others))] if others and rng.random() < 0.2 else name)
+        words.append(
+            others[int(rng.integers(len(others)))] if others and rng.random() < 0.2 else name
+        )
     order = rng.permutation(len(words))
     kind = rng.random()
     articles = kind < 0.85  # without them: "cat, pizza"
@@ -227,14 +231,15 @@ def caption(
     return f"a photo of {text}." if kind < 0.6 else text
 
 
-_PLURAL = ("grapes", "cherries", "fries", "jeans", "trousers", "pants", "scissors", "glasses")
-_PLURAL += ("eyeglasses", "headphones", "dice")
+_PLURALS = (
+    *("cherries", "dice", "eyeglasses", "french fries", "fries", "glasses", "grapes", "headphones"),
+    *("jeans", "pants", "scissors", "trousers"),
+)
 
 
 def _with_article(word: str) -> str:
-    # A prompt says "a photo of a {}." whatever the word, so plurals get their "a" most of the time
-    # from the prompts' side; here they are written as a person would.
-    if word.endswith(_PLURAL):
+    """As a person writes it: an apple, a cat, scissors."""
+    if word in _PLURALS:
         return word
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
@@ -282,22 +287,32 @@ def _smooth(coarse: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 
 def _turn(
-    levels: Sequence[Image.Image], side: int, rng: np.random.Generator, rotation: float
+    levels: Sequence[Image.Image],
+    side: int,
+    rng: np.random.Generator,
+    rotation: float,
+    warp: float,
 ) -> Pixels:
-    """One drawing scaled to `side`, flipped half of the time, turned; premultiplied RGBA."""
+    """One drawing scaled to `side`, flipped half of the time, turned; premultiplied RGBA.
+
+    warp: how far the corners move, as a part of the side.
+    """
     level = next((each for each in reversed(levels) if each.width >= side), levels[0])
     angle = np.deg2rad(rng.uniform(-rotation, rotation))
-    # A turned square is wider than its side: shrink it, though not by all, drawings have no corners.
+    # A turned square is wider than its side: shrink it, but not by all, few things have corners.
     spread = 1 + 0.6 * (abs(np.cos(angle)) + abs(np.sin(angle)) - 1)
-    scale = spread * level.width / side
     flip = -1 if rng.random() < 0.5 else 1
-    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-    centre, half = level.width / 2, side / 2
-    # Output (x, y) reads input (a x + b y + c, d x + e y + f).
-    a, b, d, e = flip * cos, flip * sin, -sin, cos
-    affine = (a, b, centre - (a + b) * half, d, e, centre - (d + e) * half)
+    half = spread * level.width / 2
+    corners = half * np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])  # x, y; from top left, via left
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    corners = corners @ turn * (flip, 1) + level.width / 2
+    if warp:
+        corners = corners + warp * level.width * rng.uniform(-1, 1, (4, 2))
     turned = level.transform(
-        (side, side), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR
+        (side, side),
+        Image.Transform.QUAD,
+        corners.ravel().tolist(),
+        Image.Resampling.BILINEAR,
     )
     return np.asarray(turned)
 

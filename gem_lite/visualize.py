@@ -2,8 +2,9 @@
 
 import colorsys
 import re
+import secrets
 import sys
-import tempfile
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,16 +16,17 @@ from torch import Tensor
 
 from .config import OPENAI_MEAN, OPENAI_STD
 
-# Dark blue over green and yellow to red: (position, red, green, blue), joined by straight lines.
+# Indigo over magenta and orange to pale yellow: (position, red, green, blue), joined by straight
+# lines. It grows brighter all the way, so a sheet printed in grey still reads.
 COLOURS = np.array(
     [
-        (0.00, 0.12, 0.10, 0.40),
-        (0.20, 0.15, 0.38, 0.85),
-        (0.40, 0.10, 0.72, 0.75),
-        (0.55, 0.45, 0.90, 0.35),
-        (0.70, 0.97, 0.88, 0.20),
-        (0.85, 0.97, 0.50, 0.10),
-        (1.00, 0.75, 0.08, 0.08),
+        (0.00, 0.13, 0.07, 0.39),
+        (0.20, 0.29, 0.09, 0.61),
+        (0.40, 0.60, 0.13, 0.64),
+        (0.55, 0.88, 0.17, 0.39),
+        (0.70, 0.97, 0.44, 0.21),
+        (0.85, 1.00, 0.71, 0.12),
+        (1.00, 0.98, 0.96, 0.54),
     ]
 )
 SHEET_COLUMNS = 4
@@ -52,8 +54,10 @@ def visualize(
     """
     if isinstance(prompts, str):
         raise TypeError(f"prompts is a string; expected a list: [{prompts!r}]")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; expected a number in [0, 1]")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(f"a prompt is {prompt!r:.80}; expected a string")
+    _check_alpha(alpha)
     pixels = _pixels(image, mean, std)  # [h, w, 3] in [0, 1]
     maps = _maps(logits, len(prompts))  # [p, h, w]
     overlays = [
@@ -79,28 +83,21 @@ def heat_colours(heat: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def titled(picture: Image.Image, title: str) -> Image.Image:
-    """The picture with a line of text above it, shrunk to fit the width."""
-    size = max(14, min(28, picture.height // 14))
+    """The picture with a line of text above it; a long line is set smaller, then cut."""
+    size = _text_size(picture)
+    band, smallest = 2 * size, max(9, size // 2)
     font = ImageFont.load_default(size)
-    text = " ".join(title.split()) or " "
-    while size > 9 and font.getlength(text) > picture.width - 8:
+    text = _drawable(title) or " "
+    room = picture.width - GAP
+    while size > smallest and font.getlength(text) > room:
         size -= 1
         font = ImageFont.load_default(size)
-    while len(text) > 1 and font.getlength(text) > picture.width - 8:
+    while len(text) > 1 and font.getlength(text) > room:
         text = text[:-2].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
-    band = 2 * size
     canvas = Image.new("RGB", (picture.width, picture.height + band), "white")
     canvas.paste(picture, (0, band))
     draw = ImageDraw.Draw(canvas)
     draw.text((picture.width / 2, band / 2), text, fill="black", font=font, anchor="mm")
-    return canvas
-
-
-def banner(text: str, width: int, size: int = 20) -> Image.Image:
-    """A line of text, `size` pixels high, on white: the heading of a row of pictures."""
-    canvas = Image.new("RGB", (width, 2 * size), "white")
-    font = ImageFont.load_default(size)
-    ImageDraw.Draw(canvas).text((GAP, size), text, fill="black", font=font, anchor="lm")
     return canvas
 
 
@@ -129,11 +126,18 @@ def label_overlay(
     image: as in `visualize`; labels: [h, w], index into names, negative = background (left as it
     is). Raises TypeError or ValueError for input of the wrong kind or shape.
     """
-    if labels.ndim != 2 or int(labels.max()) >= len(names):
+    if isinstance(names, str):
+        raise TypeError(f"names is a string; expected a list: [{names!r}]")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels is of type {type(labels).__name__}; expected a tensor [h, w]")
+    if labels.ndim != 2 or labels.numel() == 0:
+        raise ValueError(f"labels has shape {list(labels.shape)}; expected [h, w]")
+    if int(labels.max()) >= len(names):
         raise ValueError(
-            f"labels has shape {list(labels.shape)} and largest value {int(labels.max())};"
-            f" expected [h, w] with values below {len(names)}, the number of names"
+            f"the largest label is {int(labels.max())}; expected labels below {len(names)}, the"
+            " number of names"
         )
+    _check_alpha(alpha)
     pixels = _pixels(image, mean, std)
     height, width = pixels.shape[:2]
     # PIL counts (width, height).
@@ -156,40 +160,49 @@ def label_colour(index: int) -> tuple[int, int, int]:
 
 
 def _with_legend(picture: Image.Image, names: Sequence[str]) -> Image.Image:
-    size = max(12, min(22, picture.height // 18))
+    size = min(22, max(12, 2 * _text_size(picture) // 3))
     font = ImageFont.load_default(size)
-    places: list[tuple[float, int, str]] = []
-    x, row = 4.0, 0
-    for name in names:
-        step = 2.2 * size + font.getlength(name)
-        if x > 4 and x + step > picture.width:
-            x, row = 4.0, row + 1
-        places.append((x, row, name))
-        x += step
+    texts = [_drawable(name) for name in names]
+    steps = [round(font.getlength(text) + 2.2 * size) for text in texts]  # square, text and gap
+    room, columns = picture.width - GAP, max(1, len(texts))
+    if sum(steps) > room:  # in columns, as wide as the longest
+        columns = max(1, room // max(steps))
+        steps = [max(steps)] * len(steps)
     line = round(1.6 * size)
-    canvas = Image.new("RGB", (picture.width, picture.height + (row + 1) * line), "white")
+    height = picture.height + -(-len(texts) // columns) * line
+    width = max(picture.width, sum(steps[:columns]) + GAP)
+    canvas = Image.new("RGB", (width, height), "white")
     canvas.paste(picture, (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for index, (x, row, name) in enumerate(places):
+    for index, text in enumerate(texts):
+        row, column = divmod(index, columns)
+        x = GAP + sum(steps[:column])
         middle = picture.height + (row + 0.5) * line
         box = (x, middle - size / 2, x + size, middle + size / 2)
         draw.rectangle(box, fill=label_colour(index))
-        draw.text((x + 1.3 * size, middle), name, fill="black", font=font, anchor="lm")
+        draw.text((x + 1.4 * size, middle), text, fill="black", font=font, anchor="lm")
     return canvas
+
+
+def _text_size(picture: Image.Image) -> int:
+    return max(14, min(48, picture.width // 18))
+
+
+def _drawable(text: str) -> str:
+    """One line without accents: Pillow's own font has the letters of English only."""
+    letters = unicodedata.normalize("NFKD", " ".join(text.split()))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture in the format its name ends in, complete or not at all."""
-    formats = Image.registered_extensions()
-    if path.suffix.lower() not in formats:
-        raise ValueError(f"{path} does not end as a picture does; expected .png, .jpg, .webp, ...")
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix, delete=False
-    ) as file:
-        temporary = Path(file.name)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(
+            f"{path} does not end as a picture that Pillow writes; expected .png, .jpg, .webp, ..."
+        )
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
-        picture.save(temporary)
-        temporary.chmod(0o644)
+        picture.save(temporary, quality=95)  # what has no loss does not ask for it
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -208,7 +221,7 @@ def _save(
 ) -> None:
     if path.suffix.lower() in Image.registered_extensions() and not path.is_dir():
         if not path.parent.is_dir():
-            raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to")
+            raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; make it")
         save_picture(sheet, path)
         return
     if path.exists() and not path.is_dir():
@@ -251,10 +264,20 @@ def _maps(logits: Tensor, prompts: int) -> NDArray[np.float32]:
     if len(logits) != prompts or prompts == 0:
         raise ValueError(f"{len(logits)} maps for {prompts} prompts; expected one map per prompt")
     maps = logits.detach().to(torch.float32).cpu().numpy()
+    if not np.isfinite(maps).all():
+        raise ValueError("logits holds values that are not finite; expected numbers")
     low = maps.min(axis=(1, 2), keepdims=True)
     span = maps.max(axis=(1, 2), keepdims=True) - low
-    stretched: NDArray[np.float32] = (maps - low) / np.where(span > 0, span, np.float32(1))
+    constant = span <= 4 * np.finfo(np.float32).eps * np.abs(low)  # up to rounding
+    stretched: NDArray[np.float32] = np.where(
+        constant, np.float32(0), (maps - low) / np.where(constant, np.float32(1), span)
+    )
     return stretched
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; expected a number in [0, 1]")
 
 
 def _blend(pixels: NDArray[np.float32], heat: NDArray[np.float32], alpha: float) -> Image.Image:
@@ -270,5 +293,5 @@ def _blend(pixels: NDArray[np.float32], heat: NDArray[np.float32], alpha: float)
 def _in_notebook() -> bool:
     """Whether the code runs in a notebook's kernel; imports nothing."""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
+    shell = ipython.get_ipython() if hasattr(ipython, "get_ipython") else None
     return shell is not None and hasattr(shell, "kernel")

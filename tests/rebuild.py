@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ SIZES = ("native", "larger", "wide")
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenModel:
-    """One row of the table of models; sizes in pixels, `activation` in gem_lite's spelling."""
+    """One row of the table of models; sizes in pixels."""
 
     name: str
     seed: int
-    activation: str
+    activation: Literal["quick_gelu", "gelu"]
     embed: int
     patch: int
     image_size: int

@@ -1,6 +1,8 @@
 """A full-size ViT-B/16 of transformers, saved as a folder, against what we make of that folder."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ def within(stage: str, *errors: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def theirs():
+def theirs() -> Any:
     """A CLIPModel with weights of a trained model's scale, so that attention is not flat."""
     torch.manual_seed(0)
     vision = transformers.CLIPVisionConfig(
@@ -64,23 +66,23 @@ def theirs():
 
 
 @pytest.fixture(scope="module")
-def ours(theirs, tmp_path_factory: pytest.TempPathFactory):
+def ours(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder: Path = tmp_path_factory.mktemp("hugging_face")
     theirs.save_pretrained(folder)
     return gem_lite.create_gem_model("ViT-B/16", folder)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_grad():
+def no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
 
 
-def test_the_folder_decides_the_activation(ours) -> None:
+def test_the_folder_decides_the_activation(ours: Any) -> None:
     assert ours.network.config.activation == "quick_gelu"
 
 
-def test_tokens_and_text_tower(theirs, ours) -> None:
+def test_tokens_and_text_tower(theirs: Any, ours: Any) -> None:
     tokens = gem_lite.get_tokenizer("ViT-B/16")([f"a photo of a {word}." for word in WORDS])
     expected = theirs.text_projection(theirs.text_model(input_ids=tokens).pooler_output)
     within("text", relative(ours.network.encode_text(tokens), expected))
@@ -88,7 +90,7 @@ def test_tokens_and_text_tower(theirs, ours) -> None:
     within("text", relative(ours.encode_text(WORDS)[0], unit))
 
 
-def test_image_tower(theirs, ours) -> None:
+def test_image_tower(theirs: Any, ours: Any) -> None:
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     outputs = theirs.vision_model(pixel_values=images)
     features = ours.encode_image(images)
@@ -100,7 +102,7 @@ def test_image_tower(theirs, ours) -> None:
     assert float((features.gem - features.clip).abs().max()) > 0.1
 
 
-def test_classification(theirs, ours) -> None:
+def test_classification(theirs: Any, ours: Any) -> None:
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     tokens = gem_lite.get_tokenizer("ViT-B/16")([f"a photo of a {word}." for word in WORDS])
     expected = theirs(input_ids=tokens, pixel_values=images).logits_per_image.softmax(dim=-1)

@@ -1,0 +1,143 @@
+"""Turn a training checkpoint into the shipped file, and measure it on held-out collages.
+
+    python export.py --cache CACHE --run RUN --output tiny-emoji-v1.safetensors --tables tables.md
+
+GEM's settings and the default size are chosen on validation collages of the trained styles; the
+figures come from other collages, of the trained styles and of the one never trained on.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+import pictures
+from train import CONFIG, fold_centre, name_tokens
+
+from gem_lite.checkpoint import Header, load, write
+from gem_lite.config import OPENAI_MEAN, OPENAI_STD, GEMConfig
+from gem_lite.model import GEMNetwork
+from gem_lite.predictor import GEMPredictor
+from gem_lite.quality import Quality, measure, report, settings_table, with_settings
+from gem_lite.scenes import Scene, Sprites, scenes
+from gem_lite.tokenizer import Tokenizer
+from gem_lite.transform import get_gem_img_transform
+
+VALIDATION_SEED, TEST_SEED = 910, 920  # training draws from its own seed, 0
+SIZES = (128, 160, 192, 224)
+BLOCKS = (2, 4, 6, 7, 8)
+INV_TEMPS = (None, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+ITERS = (0, 1, 2)
+SOURCE = "trained by gem_lite's examples/train_tiny on emoji collages"
+LICENCE = "MIT; pictures it learned from: see weights/README.md"
+
+
+def score(quality: Quality) -> float:
+    """What the settings are chosen by."""
+    return quality.pointing + quality.own_name + quality.miou
+
+
+def write_weights(run: Path, output: Path, gem: GEMConfig, size: int) -> None:
+    """The checkpoint's network in float16, with everything the loader needs in the header."""
+    checkpoint = run / "checkpoint.pt"
+    with torch.device("meta"):
+        network = GEMNetwork(CONFIG, GEMConfig(blocks=0))
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["network"]
+    network.load_state_dict(state, assign=True)
+    tokenizer = Tokenizer(vocab_size=CONFIG.text.vocab)
+    fold_centre(network, name_tokens(tokenizer, list(pictures.concepts())))
+    header = Header(
+        model="tiny-emoji",
+        pretrained="v1",
+        config=CONFIG,
+        gem=gem,
+        size=size,
+        mean=OPENAI_MEAN,
+        std=OPENAI_STD,
+        source=SOURCE,
+        sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        verified="made here",
+        licence=LICENCE,
+    )
+    write(output, {name: tensor.half() for name, tensor in network.state_dict().items()}, header)
+
+
+def transform(size: int) -> Callable[[Image.Image], Tensor]:
+    """The image transform of the model at one size."""
+    return get_gem_img_transform((size, size), OPENAI_MEAN, OPENAI_STD)
+
+
+def choose(
+    model: GEMPredictor, collages: Sequence[Scene], blocks: Sequence[int] = BLOCKS
+) -> tuple[GEMConfig, int, str]:
+    """The settings and the size with the best sum of figures, and the table of all of them."""
+    best, size = GEMConfig(blocks=8, inv_temp=16.0, iters=1), CONFIG.image.size
+    lines = ["| dual blocks | inv_temp | iterations | size | own name | pointing | mIoU |"]
+    lines.append("|---" * 7 + "|")
+    seen: dict[tuple[GEMConfig, int], Quality] = {}
+
+    def row(gem: GEMConfig, size: int, quality: Quality) -> None:
+        seen[gem, size] = quality
+        temp = "adaptive" if gem.inv_temp is None else f"{gem.inv_temp:g}"
+        figures = (quality.own_name, quality.pointing, quality.miou)
+        cells = " | ".join(f"{100 * figure:.1f}" for figure in figures)
+        lines.append(f"| {gem.blocks} | {temp} | {gem.iters} | {size} | {cells} |")
+        print(lines[-1], flush=True)
+
+    sweep = settings_table(
+        model, collages, transform(size), blocks=blocks, inv_temps=INV_TEMPS, iters=ITERS
+    )
+    for gem, quality in sweep.items():
+        row(gem, size, quality)
+    # A larger input makes finer maps and longer softmaxes, so the temperature is tried again.
+    best = max(sweep, key=lambda gem: score(sweep[gem]))
+    for side in SIZES[1:]:
+        for inv_temp in (best.inv_temp or 8.0) * torch.tensor([1.0, 1.5, 2.0]):
+            gem = dataclasses.replace(best, inv_temp=float(inv_temp))
+            row(gem, side, measure(with_settings(model, gem), collages, transform(side)))
+    best, size = max(seen, key=lambda key: score(seen[key]))
+    return best, size, "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--tables", type=Path, required=True)
+    parser.add_argument("--validation", type=int, default=100, help="collages to choose on")
+    parser.add_argument("--test", type=int, default=500, help="collages to measure on")
+    args = parser.parse_args()
+
+    drawings: Sprites = pictures.sprites(args.cache)
+    trained = drawings.select(styles=list(pictures.TRAINED_STYLES))
+    held_out = scenes(trained, seed=VALIDATION_SEED, count=args.validation, jitter=0.0)
+    write_weights(args.run, args.output, GEMConfig(blocks=8, inv_temp=16.0), CONFIG.image.size)
+    network, header = load(args.output)
+    tokenizer = Tokenizer(vocab_size=CONFIG.text.vocab)
+    model = GEMPredictor(network, header, tokenizer).eval()
+    gem, size, table = choose(model, list(held_out))
+    write_weights(args.run, args.output, gem, size)
+    network, header = load(args.output)
+    model = GEMPredictor(network, header, tokenizer).eval()
+    figures = report(model, transform(size), drawings, seed=TEST_SEED, count=args.test)
+    print(f"chosen: {gem}, size {size}\n{figures}")
+    args.tables.write_text(
+        f"Chosen on {args.validation} validation collages: {gem}, size {size}.\n\n"
+        f"{args.test} held-out collages of 3 to 4 things, {args.test} single things:\n\n"
+        f"{figures}\n\n"
+        f"Validation, all settings:\n\n{table}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
