@@ -11,9 +11,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from .config import ACTIVATIONS
-from .convert import convert, read_source
+from .convert import convert
 from .demo import demo_picture, demo_sheet
 from .factory import DTYPES, create_model_and_transforms, header_for
+from .layouts import read_source
 from .pretrained import available_models, default_file_name, fetch_source, find_row, known_row
 from .quality import report
 from .scenes import Sprites

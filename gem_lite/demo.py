@@ -41,9 +41,7 @@ def demo_sheet(
     for method, plain in (("GEM", False), ("plain CLIP", True)):
         with torch.inference_mode():
             maps = model(image, words, return_ori=plain)
-            found = model.segment(
-                image, words, scale=SCALE, threshold=THRESHOLD, return_ori=plain
-            )
+            found = model.segment(image, words, scale=SCALE, threshold=THRESHOLD, return_ori=plain)
         tiles.append(titled(shown, "the picture"))
         tiles += visualize(shown, [f"{method}: {word}" for word in words], maps)
         tiles.append(titled(label_overlay(shown, found.labels[0], words), f"{method}: all words"))

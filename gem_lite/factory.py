@@ -20,8 +20,9 @@ from .config import (
     architecture,
     fold_name,
 )
-from .convert import Source, convert, default_normalization, read_source, resolve_config
+from .convert import convert, resolve_config
 from .fetch import hash_fits
+from .layouts import Source, read_source
 from .lock import exclusive
 from .model import GEMNetwork, initialize
 from .predictor import GEMPredictor
@@ -231,7 +232,7 @@ def header_for(
     source = replace(source, claims=claims)
     config = resolve_config(source, model_name, activation=activation)
     verified = _verified(source, sha256, row, by_hash)
-    mean, std = default_normalization(source)
+    mean, std = source.mean or OPENAI_MEAN, source.std or OPENAI_STD
     if known is not None and known.mean is not None and known.std is not None:
         mean, std = known.mean, known.std
     return Header(

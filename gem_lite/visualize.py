@@ -236,7 +236,7 @@ def _pixels(
 ) -> NDArray[np.float32]:
     """[h, w, 3] in [0, 1]."""
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+        return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
     if not isinstance(image, Tensor):
         raise TypeError(
             f"image is of type {type(image).__name__}; expected a PIL image or a tensor [3, h, w]"
@@ -293,5 +293,6 @@ def _blend(pixels: NDArray[np.float32], heat: NDArray[np.float32], alpha: float)
 def _in_notebook() -> bool:
     """Whether the code runs in a notebook's kernel; imports nothing."""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if hasattr(ipython, "get_ipython") else None
+    get_ipython = getattr(ipython, "get_ipython", None)
+    shell = get_ipython() if get_ipython is not None else None
     return shell is not None and hasattr(shell, "kernel")

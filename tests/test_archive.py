@@ -28,7 +28,7 @@ from layouts import (
 )
 from torch import Tensor, nn
 
-from gem_lite.convert import read_source
+from gem_lite.layouts import read_source
 
 STATE = state_of()
 

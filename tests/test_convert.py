@@ -34,8 +34,9 @@ from gem_lite import checkpoint, cli, pretrained
 from gem_lite import convert as convert_module
 from gem_lite.checkpoint import read_header
 from gem_lite.config import ARCHITECTURES, OPENAI_MEAN, OPENAI_STD, Activation, ModelConfig
-from gem_lite.convert import config_from_shapes, convert, read_source
+from gem_lite.convert import convert
 from gem_lite.factory import header_for
+from gem_lite.layouts import config_from_shapes, read_source
 from gem_lite.pretrained import Pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -1040,6 +1041,7 @@ def test_tag_with_a_file_of_another_hash(here: Path, small_b32: None) -> None:
 
 MISTAKES = {
     "no such source": (["--source", "none.pt"], "no checkpoint at none.pt"),
+    "a name of two lines": (["--source", "no\nne.pt"], "no checkpoint at no ne.pt"),
     "no activation": (["--source", "plain.pt"], "does not say which activation"),
     "unknown tag": ([], "unknown pretrained weights 'mine' for model 'ViT-B/32'"),
     "no folder": (

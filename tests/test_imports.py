@@ -25,7 +25,8 @@ RULES: dict[str, set[str]] = {
     "model": {"blocks", "config", "image", "text"},
     "checkpoint": {"config", "model"},
     "archive": set(),
-    "convert": {"archive", "checkpoint", "config", "model"},
+    "layouts": {"archive", "checkpoint", "config"},
+    "convert": {"checkpoint", "config", "layouts"},
     "lock": set(),
     "fetch": {"lock"},
     "pretrained": {"config", "fetch"},
@@ -339,8 +340,8 @@ def test_import_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_import_is_quick(tmp_path: Path) -> None:
-    """At most 0.3 s on top of torch, numpy and Pillow's own time counted in: best of three, so that
-    a busy machine does not fail it. Seen 0.12 s."""
+    """At most 0.3 s on top of torch (seen: 0.17 s). The best of three, and the processor's time
+    where that is less than the clock's, so that a busy machine does not fail it."""
     code = """
 import time, torch
 start, used = time.perf_counter(), time.process_time()

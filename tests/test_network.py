@@ -26,7 +26,7 @@ from gem_lite.model import GEMNetwork
 
 TOKENS = torch.tensor([[1498, 320, 7, 9, 1499, 0, 0], [1498, 11, 600, 601, 602, 603, 1499]])
 
-# Float64, two ways to the same numbers: seen 2e-15 relative to the largest value.
+# Float64, two ways to the same numbers: seen 7e-16 relative to the largest value.
 ROUNDING = 1e-12
 
 
@@ -220,7 +220,7 @@ def test_positions_elsewhere_are_as_pillow_resizes(grid: tuple[int, int]) -> Non
     expected = np.stack([np.asarray(channel) for channel in channels], axis=-1).reshape(-1, 5)
     assert found.shape == (1 + grid[0] * grid[1], 5)
     assert torch.equal(found[0], positions[0])
-    assert np.abs(found[1:].numpy() - expected).max() <= 2e-6  # seen 2.4e-7
+    assert np.abs(found[1:].numpy() - expected).max() <= 5e-6  # seen 1.2e-6
 
 
 def test_positions_of_a_turned_grid_are_resampled() -> None:
@@ -242,8 +242,8 @@ def test_half_positions_are_resampled_in_float32(dtype: torch.dtype) -> None:
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
 # Largest error relative to the largest value against float64 on the CPU, same weights: seen on the
-# CPU 7e-7, 2.6e-3, 1.7e-2.
-PRECISIONS = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+# CPU 4e-7, 9e-4, 7e-3.
+PRECISIONS = {torch.float32: 5e-6, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 @pytest.mark.parametrize("device", DEVICES)

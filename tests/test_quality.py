@@ -36,29 +36,34 @@ class Oracle:
 
 
 def truth(scene: Scene) -> Tensor:
-    return (
-        torch.stack([torch.from_numpy(scene.mask == i + 1) for i in range(len(scene.names))]) * 1.0
-    )
+    things = [torch.from_numpy(scene.mask == i + 1) for i in range(len(scene.names))]
+    return torch.stack(things).float()
+
+
+def with_background(scene: Scene) -> Tensor:
+    return torch.cat([truth(scene), torch.from_numpy(scene.mask == 0)[None].float()])
 
 
 COLLAGES = list(scenes(plain_sprites(), seed=11, count=40))
 
 
-def measured(maps: Any, *, plain: bool = False) -> quality.Quality:
-    return quality.measure(Oracle(COLLAGES, maps), COLLAGES, to_tensor, plain=plain)  # type: ignore[arg-type]
+def measured(maps: Any, **options: Any) -> quality.Quality:
+    oracle: Any = Oracle(COLLAGES, maps)
+    return quality.measure(oracle, COLLAGES, to_tensor, **options)
 
 
 def test_perfect_maps() -> None:
-    assert measured(truth) == quality.Quality(1.0, 1.0, 1.0)
+    assert measured(with_background) == quality.Quality(1.0, 1.0, 1.0)
+    assert measured(truth, background=None) == quality.Quality(1.0, 1.0, 1.0)
 
 
 def test_upside_down_maps() -> None:
-    turned = measured(truth, plain=True)
+    turned = measured(with_background, plain=True)
     assert turned.pointing == 0.0 and turned.own_name == 0.0 and turned.miou < 0.1
 
 
 def test_swapped_names() -> None:
-    swapped = measured(lambda scene: truth(scene).roll(1, dims=0))
+    swapped = measured(lambda scene: truth(scene).roll(1, dims=0), background=None)
     assert swapped.pointing == 0.0 and swapped.own_name == 0.0
     # The background is still found.
     assert 1 / 5 <= swapped.miou <= 1 / 4 + 1e-6
@@ -67,16 +72,21 @@ def test_swapped_names() -> None:
 def test_noise_scores_like_chance() -> None:
     generator = torch.Generator().manual_seed(0)
     many = list(scenes(plain_sprites(), seed=12, count=300))
-    oracle = Oracle(many, lambda scene: torch.rand(truth(scene).shape, generator=generator))
-    noise = quality.measure(oracle, many, to_tensor)  # type: ignore[arg-type]
+    oracle: Any = Oracle(
+        many, lambda scene: torch.rand(with_background(scene).shape, generator=generator)
+    )
+    noise = quality.measure(oracle, many, to_tensor)
     luck = quality.chance(many)
     assert noise.pointing == pytest.approx(luck.pointing, abs=0.03)
     assert noise.own_name == pytest.approx(luck.own_name, abs=0.05)
+    assert noise.miou == pytest.approx(luck.miou, abs=0.01)
 
 
 def test_coarser_maps_are_resized() -> None:
     def coarse(scene: Scene) -> Tensor:
-        return torch.nn.functional.interpolate(truth(scene)[None], (64, 64), mode="area")[0]
+        return torch.nn.functional.interpolate(with_background(scene)[None], (64, 64), mode="area")[
+            0
+        ]
 
     assert measured(coarse).pointing > 0.95
 

@@ -34,8 +34,8 @@ from gem_lite.transform import get_gem_img_transform
 
 VALIDATION_SEED, TEST_SEED = 910, 920  # training draws from its own seed, 0
 SIZES = (128, 160, 192, 224)
-BLOCKS = (2, 4, 6, 7, 8)
-INV_TEMPS = (None, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+BLOCKS = (2, 4, 6, 8)
+INV_TEMPS = (None, 8.0, 16.0, 32.0)
 ITERS = (0, 1, 2)
 SOURCE = "trained by gem_lite's examples/train_tiny on emoji collages"
 LICENCE = "MIT; pictures it learned from: see weights/README.md"
@@ -76,9 +76,7 @@ def transform(size: int) -> Callable[[Image.Image], Tensor]:
     return get_gem_img_transform((size, size), OPENAI_MEAN, OPENAI_STD)
 
 
-def choose(
-    model: GEMPredictor, collages: Sequence[Scene], blocks: Sequence[int] = BLOCKS
-) -> tuple[GEMConfig, int, str]:
+def choose(model: GEMPredictor, collages: Sequence[Scene]) -> tuple[GEMConfig, int, str]:
     """The settings and the size with the best sum of figures, and the table of all of them."""
     best, size = GEMConfig(blocks=8, inv_temp=16.0, iters=1), CONFIG.image.size
     lines = ["| dual blocks | inv_temp | iterations | size | own name | pointing | mIoU |"]
@@ -94,15 +92,21 @@ def choose(
         print(lines[-1], flush=True)
 
     sweep = settings_table(
-        model, collages, transform(size), blocks=blocks, inv_temps=INV_TEMPS, iters=ITERS
+        model, collages, transform(size), blocks=BLOCKS, inv_temps=INV_TEMPS, iters=ITERS
     )
     for gem, quality in sweep.items():
         row(gem, size, quality)
-    # A larger input makes finer maps and longer softmaxes, so the temperature is tried again.
+    # Between the grid's steps; then larger inputs, which make finer maps and longer softmaxes.
     best = max(sweep, key=lambda gem: score(sweep[gem]))
+    temp = best.inv_temp or 8.0
+    near = [dataclasses.replace(best, inv_temp=factor * temp) for factor in (0.75, 1.5)]
+    near += [dataclasses.replace(best, blocks=best.blocks - 1)]
+    for gem in near:
+        row(gem, size, measure(with_settings(model, gem), collages, transform(size)))
+    best, _ = max(seen, key=lambda key: score(seen[key]))
     for side in SIZES[1:]:
-        for inv_temp in (best.inv_temp or 8.0) * torch.tensor([1.0, 1.5, 2.0]):
-            gem = dataclasses.replace(best, inv_temp=float(inv_temp))
+        for factor in (1.0, 1.5):
+            gem = dataclasses.replace(best, inv_temp=factor * (best.inv_temp or 8.0))
             row(gem, side, measure(with_settings(model, gem), collages, transform(side)))
     best, size = max(seen, key=lambda key: score(seen[key]))
     return best, size, "\n".join(lines)
