@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,23 +73,27 @@ def header(title: str) -> None:
     print(f"\n| {title} | gem_torch | gem_lite | ratio |\n|---|---|---|---|")
 
 
-def measure_memory(library: str, weights: Path, size: tuple[int, int]) -> dict[str, float]:
-    """Peak resident MiB of this process after importing, loading and one call."""
+def peak_memory() -> float:
+    """Peak resident MiB since the last call (Linux)."""
+    # getrusage would count what the parent process held before the start.
+    status = Path("/proc/self/status").read_text()
+    Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
-    def peak() -> float:
-        # Linux; getrusage would count what the parent process held before the start.
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
-    seen = {"torch imported": peak()}
+def measure_memory(
+    library: str, weights: Path, size: tuple[int, int], batches: Iterable[int]
+) -> dict[str, float]:
+    """Peak resident MiB of this process while importing, loading and calling."""
+    seen = {"importing torch": peak_memory()}
     model = create(library, weights)
-    seen["model loaded"] = peak()
-    model(torch.randn(1, 3, *size), WORDS[:5])
-    seen["1 image, 5 prompts"] = peak()
-    model(torch.randn(4, 3, *size), WORDS[:5])
-    seen["4 images, 5 prompts"] = peak()
-    model.batched_forward(torch.randn(4, 3, *size), [WORDS[:10]] * 4)
-    seen["batched_forward, 4 images x 10 prompts"] = peak()
+    seen["loading a .pt"] = peak_memory()
+    for batch in batches:
+        images = torch.randn(batch, 3, *size)
+        model(images, WORDS[:5])
+        seen[f"{batch} images, 5 prompts"] = peak_memory()
+        model.batched_forward(images, [WORDS[:10]] * batch)
+        seen[f"batched_forward, {batch} images x 10 prompts"] = peak_memory()
     return seen
 
 
@@ -108,7 +112,8 @@ def main() -> None:
     torch.set_grad_enabled(False)
     size = (args.size[0], args.size[1])
     if args.memory:
-        print(json.dumps(measure_memory(args.memory, args.folder / "plain.pt", size)))
+        seen = measure_memory(args.memory, args.folder / "plain.pt", size, args.batches)
+        print(json.dumps(seen))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
@@ -199,11 +204,12 @@ def time_loading(args: argparse.Namespace, folder: Path) -> None:
 
 
 def compare_memory(args: argparse.Namespace, folder: Path) -> None:
-    header("peak resident memory after")
+    header("peak resident memory while")
     seen = {}
     for library in LIBRARIES:
         command = [sys.executable, __file__, "--memory", library, "--folder", str(folder)]
         command += ["--threads", str(args.threads), "--size", *map(str, args.size)]
+        command += ["--batches", *map(str, args.batches)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         seen[library] = json.loads(output.splitlines()[-1])
     for what in seen["gem_lite"]:

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from .config import ACTIVATIONS
 from .convert import convert
 from .demo import demo_picture, demo_sheet
-from .factory import DTYPES, create_model_and_transforms, header_for
+from .factory import DTYPES, checked_device, create_model_and_transforms, header_for
 from .layouts import read_source
 from .pretrained import available_models, default_file_name, fetch_source, find_row, known_row
 from .quality import report
@@ -214,13 +214,14 @@ def _open(path: Path) -> Image.Image:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    device = checked_device(args.device)
     row = find_row(args.model, args.pretrained)
     path = args.source or fetch_source(row or known_row(args.model, args.pretrained))
     source = read_source(path)
     header = header_for(source, args.model, row, activation=args.activation, tag=args.pretrained)
     output = args.output or _default_output(args.model, args.pretrained)
     dtype = None if args.dtype is None else DTYPES[args.dtype]
-    error = convert(source, output, header, dtype=dtype, device=args.device)
+    error = convert(source, output, header, dtype=dtype, device=device)
     print(
         f"{output}: {output.stat().st_size / 1e6:.0f} MB, {header.config.activation}, source"
         f" {header.verified}; features within {error:.1g} of the source's"

@@ -10,8 +10,7 @@ from .pretrained import find_file
 from .visualize import contact_sheet, label_overlay, titled, visualize
 
 DEMO_PICTURE = "demo.png"
-# Where no word is clearly ahead of the others lies the background.
-SCALE, THRESHOLD = 50.0, 0.5
+BACKGROUND = ["background"]  # the caption with which the model learned to name empty pictures
 SIDE = 240  # pixels at which the small picture and its maps are shown
 
 
@@ -41,7 +40,7 @@ def demo_sheet(
     for method, plain in (("GEM", False), ("plain CLIP", True)):
         with torch.inference_mode():
             maps = model(image, words, return_ori=plain)
-            found = model.segment(image, words, scale=SCALE, threshold=THRESHOLD, return_ori=plain)
+            found = model.segment(image, words, background=BACKGROUND, return_ori=plain)
         tiles.append(titled(shown, "the picture"))
         tiles += visualize(shown, [f"{method}: {word}" for word in words], maps)
         tiles.append(titled(label_overlay(shown, found.labels[0], words), f"{method}: all words"))

@@ -95,7 +95,7 @@ def create_gem_model(
     """
     settings = _Settings(gem_depth, ss_attn_iter, ss_attn_temp, gem_streams, gem_residual)
     dtype = _dtype(precision)
-    device = _device(device)
+    device = checked_device(device)
     if pretrained is None:
         network, header = _random(model_name, settings, activation, dtype, device)
     else:
@@ -216,15 +216,16 @@ def header_for(
     A file whose hash is in the table is known by it, whatever it is called. Raises ValueError when
     sources contradict each other, when nothing tells the activation, or when the tensors don't fit.
     """
+    claims = dict(source.claims)
+    if row is not None:
+        claims[f"the tag {row.tag!r}"] = row.activation
     if source.header is not None:
+        source = replace(source, claims=claims)
         config = resolve_config(source, model_name, activation=activation)
         return replace(source.header, config=config)
     sha256 = source.sha256()
     by_hash = row_by_hash(sha256)
     known = row or by_hash
-    claims = dict(source.claims)
-    if row is not None:
-        claims[f"the tag {row.tag!r}"] = row.activation
     if by_hash is not None:
         claims[f"the file's hash, which is that of {by_hash.name} {by_hash.tag}"] = (
             by_hash.activation
@@ -243,7 +244,7 @@ def header_for(
         size=(known.size if known else None) or DEFAULT_SIZE,
         mean=mean,
         std=std,
-        source=(known.url if known and by_hash else None) or source.path.name,
+        source=(by_hash.url if by_hash else None) or source.path.name,
         sha256=sha256,
         verified=verified,
         licence=known.licence if known else "unknown",
@@ -357,7 +358,7 @@ def _load(
         ).removesuffix(QUICKGELU_SUFFIX):
             # A file of another model is refused for a known name, and for an unknown one.
             architecture(model_name)
-        config = resolve_config(source, model_name, activation=activation)
+        config = header_for(source, model_name, row, activation=activation).config
         gem = settings.over(source.header.gem, config.image.layers)
         return load(source.path, gem=gem, dtype=dtype, device=device)
     header = header_for(source, model_name, row, activation=activation)
@@ -373,11 +374,16 @@ def _dtype(precision: str) -> torch.dtype:
     return DTYPES[precision]
 
 
-def _device(device: str | torch.device) -> torch.device:
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device, if this PyTorch has it; ValueError otherwise."""
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:1'") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {str(device)!r}, but this PyTorch sees no CUDA device")
+    if device.type == "cuda":
+        seen = torch.cuda.device_count()
+        if (device.index or 0) >= seen:
+            raise ValueError(
+                f"device is {str(device)!r}, but this PyTorch sees {seen} CUDA device(s)"
+            )
     return device
