@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -43,8 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse's, which says what is wrong in one line and leaves the usage to --help."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gem-lite", description="Heat maps that show where in a picture a word's thing is."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -114,11 +122,15 @@ def _heatmap(args: argparse.Namespace) -> None:
     pretrained = args.pretrained or _first_tag(args.model)
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file; give the name of a folder")
+    targets = {args.output / f"{name}.png": path for name, path in _output_names(pictures).items()}
+    for target in targets:
+        if target.exists() and any(target.samefile(path) for path in pictures):
+            raise ValueError(f"{target} is one of the inputs; give another folder as --output")
     model, transform = create_model_and_transforms(args.model, pretrained, device=args.device)
     if args.size is not None:
         transform = ImageTransform(args.size, transform.mean, transform.std)
     args.output.mkdir(parents=True, exist_ok=True)
-    for name, path in _output_names(pictures).items():
+    for target, path in targets.items():
         picture = _open(path)
         image = transform(picture)[None]
         with torch.inference_mode():
@@ -128,7 +140,6 @@ def _heatmap(args: argparse.Namespace) -> None:
                 size = (picture.height, picture.width)
                 labels = model.segment(image, args.prompts, return_ori=args.plain, size=size).labels
                 sheet.append(label_overlay(picture, labels[0], args.prompts))
-        target = args.output / f"{name}.png"
         save_picture(contact_sheet(sheet, columns=min(4, len(sheet))), target)
         print(target)
 

@@ -380,10 +380,11 @@ def checked_device(device: str | torch.device) -> torch.device:
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:1'") from error
-    if device.type == "cuda":
-        seen = torch.cuda.device_count()
-        if (device.index or 0) >= seen:
-            raise ValueError(
-                f"device is {str(device)!r}, but this PyTorch sees {seen} CUDA device(s)"
-            )
+    try:
+        torch.zeros((), device=device).item()
+    except (RuntimeError, AssertionError) as error:  # no such device, or no driver for it
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise ValueError(
+            f"device is {str(device)!r}, which this PyTorch cannot use ({reason})"
+        ) from error
     return device

@@ -26,7 +26,10 @@ class GEMNetwork(nn.Module):
         self.gem = gem
         text = config.text
         self.visual = ImageEncoder(config.image, config.embed, config.activation, gem)
-        self.token_embedding = nn.Embedding(text.vocab, text.width)
+        # Not filled with random numbers first, which on the meta device would import the compiler.
+        self.token_embedding = nn.Embedding.from_pretrained(
+            torch.empty(text.vocab, text.width), freeze=False
+        )
         self.positional_embedding = nn.Parameter(torch.empty(text.context, text.width))
         self.transformer = causal_blocks(text, config.activation)
         self.ln_final = nn.LayerNorm(text.width)

@@ -141,7 +141,7 @@ class GEMPredictor(nn.Module):
         class_names: list of words, or embeddings. Source: CLIP, section 3.1.
         """
         images = self._checked_images(images)
-        text = self._embeddings(class_names, templates)  # [classes, e]
+        text = F.normalize(self._embeddings(class_names, templates), dim=-1)  # [classes, e]
         image = F.normalize(self.network.encode_image(images).clip[:, 0].float(), dim=-1)  # [b, e]
         return (self.network.logit_scale.float().exp() * image @ text.T).softmax(dim=-1)
 
@@ -241,7 +241,8 @@ class GEMPredictor(nn.Module):
     ) -> Tensor:
         stream = features.clip if return_ori else features.gem
         size = (images.shape[-2], images.shape[-1])
-        return heat_maps(stream[:, 1:], embeddings, features.grid, size, normalize=normalize)
+        maps = heat_maps(stream[:, 1:], embeddings, features.grid, size, normalize=normalize)
+        return maps.float()
 
     def _checked_images(self, images: Tensor) -> Tensor:
         if not isinstance(images, Tensor):
@@ -287,7 +288,7 @@ class GEMPredictor(nn.Module):
             )
         if len(text) == 0:
             raise ValueError("no prompts: the text embeddings are empty; give at least one")
-        return text.to(self.network.device)
+        return text.to(device=self.network.device, dtype=torch.float32)
 
     def _encode_words(self, words: Sequence[str], templates: Templates) -> Tensor:
         """[p, e] float32, unit norm."""
@@ -298,7 +299,7 @@ class GEMPredictor(nn.Module):
             return self._encode_uncached(words, templates)
         state = self._text_state()
         keys = [(word, templates, state) for word in words]
-        known = {key: self._text_cache[key] for key in keys if key in self._text_cache}
+        known = {key: kept for key in keys if (kept := self._text_cache.get(key)) is not None}
         missing = [key for key in dict.fromkeys(keys) if key not in known]
         if missing:
             encoded = self._encode_uncached([key[0] for key in missing], templates)

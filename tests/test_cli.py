@@ -123,6 +123,7 @@ def test_output_may_lie_deep(folder: Path, run: Run) -> None:
 
 BAD_INPUTS: dict[str, tuple[list[str], str]] = {
     "no such file": (["none.png", "--prompts", "cat"], "no picture at none.png"),
+    "a name of two lines": (["no\nne.png", "--prompts", "cat"], "no picture at no ne.png"),
     "one of two": (["photos/a.png", "none.png", "--prompts", "cat"], "no picture at none.png"),
     "an empty folder": (["empty", "--prompts", "cat"], "no pictures in the folder empty"),
     "no picture": (["photos/notes.txt", "--prompts", "cat"], "notes.txt is no picture that Pillow"),

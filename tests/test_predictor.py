@@ -568,6 +568,14 @@ def test_the_cache_is_bounded(model: GEMPredictor, monkeypatch: pytest.MonkeyPat
     assert len(model._text_cache) <= 5
 
 
+def test_the_cache_keeps_no_batch_alive(model: GEMPredictor) -> None:
+    with torch.no_grad():
+        model.encode_text(WORDS)
+    assert len(model._text_cache) == 3
+    for kept in model._text_cache.values():
+        assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+
+
 def test_the_cache_is_not_copied(model: GEMPredictor) -> None:
     with torch.no_grad():
         expected = model(random_images(1, 40, 40), WORDS)
@@ -599,7 +607,9 @@ def test_data_parallel_replicas(model: GEMPredictor) -> None:
     assert len(list(replicated(model).parameters())) == 0
     model.requires_grad_(False)
     bias = model.network.transformer.resblocks[0].mlp.c_fc.bias.requires_grad_()
+    kept = set(model._text_cache)
     found = replicated(model)(random_images(1, 40, 40), WORDS, normalize=False)
+    assert set(model._text_cache) == kept  # the replica shares the cache, and leaves it alone
     same(found, model(random_images(1, 40, 40), WORDS, normalize=False))
     found.square().sum().backward()
     assert bias.grad is not None and bias.grad.abs().max() > 0

@@ -412,10 +412,12 @@ def test_label_overlay(picture: Image.Image) -> None:
 
 
 def test_labels_of_another_size_are_not_blended(picture: Image.Image) -> None:
-    labels = torch.tensor([[0, 1], [2, 0]])
+    labels = torch.tensor([[0, 2], [2, 0]])
     shown = np.asarray(label_overlay(picture, labels, ["a", "b", "c"], alpha=1))[:H, :W]
-    assert {tuple(colour) for colour in shown.reshape(-1, 3)} == {label_colour(i) for i in range(3)}
-    assert tuple(shown[0, -1]) == label_colour(1) and tuple(shown[-1, 0]) == label_colour(2)
+    assert {tuple(colour) for colour in shown.reshape(-1, 3)} == {label_colour(0), label_colour(2)}
+    wide = torch.tensor([[0, 1, 2]])
+    shown = np.asarray(label_overlay(picture, wide, ["a", "b", "c"], alpha=1))[:H, :W]
+    assert [tuple(shown[0, x]) for x in (5, 30, 55)] == [label_colour(i) for i in range(3)]
 
 
 def test_the_legend_shows_every_class(picture: Image.Image) -> None:
