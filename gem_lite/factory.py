@@ -219,10 +219,10 @@ def header_for(
     claims = dict(source.claims)
     if row is not None:
         claims[f"the tag {row.tag!r}"] = row.activation
-    if source.header is not None:
+    if (own := source.header) is not None:
         source = replace(source, claims=claims)
         config = resolve_config(source, model_name, activation=activation)
-        return replace(source.header, config=config)
+        return replace(own, config=config)
     sha256 = source.sha256()
     by_hash = row_by_hash(sha256)
     known = row or by_hash

@@ -1,4 +1,4 @@
-"""Compose the demo's picture from drawings in a style that the small model never saw.
+"""Compose the demo's picture from drawings in one of the styles the small model was trained on.
 
     python examples/scenes/demo_picture.py --sprites CACHE/sprites.npz --output weights/demo.png
 
@@ -15,13 +15,13 @@ from PIL.PngImagePlugin import PngInfo
 from gem_lite.scenes import Sprites
 
 SIDE = 256
-STYLE = "openmoji"
+STYLE = "fluent-emoji-flat"
 # Name, side in pixels, left, top.
 THINGS = (
-    ("guitar", 112, 10, 12),
-    ("elephant", 116, 130, 8),
-    ("strawberry", 92, 24, 148),
-    ("bicycle", 118, 128, 130),
+    ("fish", 112, 10, 10),
+    ("hamburger", 112, 134, 8),
+    ("drum", 112, 12, 134),
+    ("elephant", 112, 134, 132),
 )
 
 
