@@ -37,7 +37,7 @@ def min_max(maps: Tensor) -> Tensor:
     # Upsampling a constant leaves a few roundings, which must not be blown up to [0, 1].
     rounding = 4 * torch.finfo(maps.dtype).eps * low.abs()
     constant = span <= rounding
-    return torch.where(constant, 0.0, (maps - low) / torch.where(constant, 1.0, span))
+    return (maps - low) / torch.where(constant, torch.inf, span)
 
 
 def heat_maps(
