@@ -6,7 +6,6 @@ second half of this file breaks each piece once and sees them fall.
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -72,7 +71,7 @@ def test_gem_points_and_plain_clip_does_not() -> None:
     assert EXPECTED["unseen"].pointing >= 0.45 and EXPECTED["unseen"].above_clip >= 0.30
 
 
-def _value_attention_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def _even_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """GEM's attention spreads evenly instead of over the tokens that are alike."""
 
     def even(streams: Tensor, v: Tensor, inv_temp: object, *, iters: int) -> Tensor:
@@ -81,10 +80,14 @@ def _value_attention_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "self_self_attention", even)
 
 
-def _no_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tokens that attend to themselves keep their length."""
-    functional = SimpleNamespace(**{**vars(attention.F), "normalize": lambda x, dim: x})
-    monkeypatch.setattr(attention, "F", functional)
+def _unlike_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens attend to the tokens that are least like them."""
+    true = attention.self_self_attention
+
+    def repelled(streams: Tensor, v: Tensor, inv_temp: float, *, iters: int) -> Tensor:
+        return true(streams, v, -inv_temp, iters=iters)
+
+    monkeypatch.setattr(attention, "self_self_attention", repelled)
 
 
 def _positions_transposed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +134,8 @@ def _not_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        _value_attention_only,
-        _no_normalisation,
+        _even_attention,
+        _unlike_tokens,
         _positions_transposed,
         _one_merge_missing,
         _channels_swapped,
