@@ -30,18 +30,18 @@ def decide_activation(claims: Mapping[str, Activation], *, where: str) -> Activa
 
 
 def resolve_config(
-    source: Source, model_name: str, *, activation: Activation | None = None, tag_says: str = ""
+    source: Source, model_name: str, *, activation: Activation | None = None
 ) -> ModelConfig:
     """The configuration under which a checkpoint is to be loaded; its tensors are checked.
 
     The activation comes from the file, from `activation` and from a `-quickgelu` name, which must
-    agree; `tag_says` names who stands behind `activation` in an error. A name that is no known
-    architecture is accepted for a file that describes itself (ours, or one with config.json).
+    agree. A name that is no known architecture is accepted for a file that describes itself (ours,
+    or one with config.json).
     Raises ValueError for contradictions, unknown names, and tensors that don't fit.
     """
     claims = dict(source.claims)
     if activation is not None:
-        claims[tag_says or "the argument"] = activation
+        claims["the argument"] = activation
     if fold_name(model_name).endswith("-quickgelu"):
         claims[f"the name {model_name!r}"] = "quick_gelu"
     decided = decide_activation(claims, where=str(source.path))

@@ -103,7 +103,7 @@ class GEMPredictor(nn.Module):
             if not isinstance(prompts, Tensor):
                 words.update(dict.fromkeys(_checked_prompts(prompts)))
         # Every distinct word is encoded once, whichever images ask for it.
-        encoded = self._encode_words(list(words), templates) if words else None
+        encoded = self._encode_words(list(words), templates) if words else torch.empty(0)
         place = {word: row for row, word in enumerate(words)}
         features = self.network.encode_image(images)
         maps = []
@@ -111,7 +111,6 @@ class GEMPredictor(nn.Module):
             if isinstance(prompts, Tensor):
                 embeddings = self._embeddings(prompts, templates)
             else:
-                assert encoded is not None
                 embeddings = encoded[[place[word] for word in prompts]]
             one = slice(index, index + 1)
             alone = ImageFeatures(features.clip[one], features.gem[one], features.grid)

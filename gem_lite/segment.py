@@ -78,7 +78,7 @@ def sliding_window(
     if stride[0] > window[0] or stride[1] > window[1]:
         raise ValueError(f"stride {stride} is larger than window {window}: pixels would be skipped")
     height, width = images.shape[-2:]
-    total: Tensor | None = None
+    total = images.new_zeros((), dtype=torch.float32)
     count = images.new_zeros((1, 1, height, width), dtype=torch.float32)
     for top in _starts(height, window[0], stride[0]):
         for left in _starts(width, window[1], stride[1]):
@@ -86,9 +86,8 @@ def sliding_window(
             scores = score(images[:, :, top:bottom, left:right])
             place = (left, width - right, top, height - bottom)
             padded = F.pad(scores, place)
-            total = padded if total is None else total + padded
+            total = total + padded
             count = count + F.pad(count.new_ones((1, 1, bottom - top, right - left)), place)
-    assert total is not None  # at least one window covers any image
     return total / count
 
 
