@@ -1,219 +1,304 @@
 """Time gem_lite and upstream gem_torch side by side, on the same ViT-B/16 weights.
 
-    python benchmarks/speed.py --threads 1 --repeats 5 --clock cpu
+    python benchmarks/speed.py                       # both sides, everything
+    python benchmarks/speed.py --cases text loading  # some rows
 
-Runs in an environment that has both (gem_torch 1.0.1, open_clip_torch 2.23.0). The two take turns
-within one process, and each figure is the median of its turns, so that a busy machine slows both:
-read the ratios. On a machine with other work, `--clock cpu` with one thread leaves out the time
-spent waiting for it. Peak memory is measured in a process for each. Prints markdown tables.
+Makes a virtual environment for upstream the first time (gem_torch 1.0.1 on open_clip_torch 2.23.0)
+and runs itself in it. The two sides take turns within one process, and each figure is the median
+of its turns, so that a busy machine slows both: read the ratios. Memory is measured in a process
+for each. Prints markdown tables; RESULTS.md keeps those of one machine.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+import venv
+from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import layouts
-import torch
-from torch import Tensor
-
+HERE = Path(__file__).resolve().parent
+PEER = HERE / ".peer"
 NAME = "ViT-B/16-quickgelu"
 LIBRARIES = ("gem_torch", "gem_lite")
-WORDS = [f"{colour} {thing}" for colour in ("red", "big") for thing in map(str, range(25))]
+SIDE = 448
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-PARTS = ("calls", "text", "loading", "memory")
+# Upstream pins nothing: these are versions of its time that still install.
+REQUIREMENTS = (
+    *("safetensors", "numpy", "pillow", "einops", "ftfy", "regex", "tqdm", "timm"),
+    *("huggingface_hub", "sentencepiece", "protobuf", "matplotlib", "opencv-python-headless"),
+)
+WITHOUT_DEPENDENCIES = ("gem_torch==1.0.1", "open_clip_torch==2.23.0", "torchvision==0.28.0")
 
-Run = Callable[[], object]
+Run = Callable[[Any], object]
 
 
-def create(library: str, weights: Path) -> Any:
+def peer_python() -> Path:
+    """The interpreter of upstream's environment, which is made if it is not there."""
+    python = PEER / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if (PEER / "ready").exists():
+        return python
+    print(f"making upstream's environment in {PEER}", file=sys.stderr)
+    venv.create(PEER, with_pip=True, clear=True)
+    install = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    torch_version = metadata.version("torch").partition("+")[0]
+    subprocess.run([*install, f"torch=={torch_version}", *REQUIREMENTS], check=True)
+    subprocess.run([*install, "--no-deps", *WITHOUT_DEPENDENCIES], check=True)
+    # torchvision's wheel registers CUDA operators, which a CPU build of torch does not have.
+    site = subprocess.run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    (Path(site) / "torchvision" / "_meta_registrations.py").write_text("")
+    (PEER / "ready").touch()
+    return python
+
+
+class Case(NamedTuple):
+    """A row of the table."""
+
+    what: str
+    run: Run  # takes a model
+    precision: str = "fp32"
+    new: bool = True  # nothing kept from earlier calls
+    tolerance: float = 1e-4  # of what it returns, if that is maps
+
+
+def cases() -> dict[str, Case]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    one, four = (torch.randn(b, 3, SIDE, SIDE, generator=generator) for b in (1, 4))
+    colours, things = ("red", "big", "old"), range(50)
+    words = [f"{colour} {thing}" for thing in things for colour in colours]
+    own = [words[start : start + 5] for start in range(0, 20, 5)]
+
+    def call(model: Any, prompts: int) -> object:
+        return model(one, words[:prompts])
+
+    def batched(model: Any) -> object:
+        return torch.cat(model.batched_forward(four, own))
+
+    def text(model: Any) -> object:
+        return model.encode_text(words)
+
+    two = partial(call, prompts=2)
+    some, many = partial(call, prompts=21), partial(call, prompts=150)
+    return {
+        "two": Case("1 image, 2 prompts, text not kept", two),
+        "some": Case("1 image, 21 prompts, repeated", some, new=False),
+        "many": Case("1 image, 150 prompts, repeated", many, new=False),
+        "text": Case("150 new prompts, text only", text),
+        "batched": Case("4 images x 5 prompts, batched", batched),
+        "two-bf16": Case("1 image, 2 prompts, ours in bf16", two, "bf16", tolerance=2e-2),
+        "batched-bf16": Case("4 images x 5 prompts, ours in bf16", batched, "bf16", tolerance=2e-2),
+    }
+
+
+def create(library: str, weights: Path, precision: str = "fp32") -> Any:
     if library == "gem_torch":
         import gem  # type: ignore[import-not-found]
 
         return gem.create_gem_model(NAME, str(weights)).eval()
     import gem_lite
 
-    return gem_lite.create_gem_model(NAME, weights)
+    return gem_lite.create_gem_model(NAME, weights, precision=precision)
 
 
-def seconds(run: Run, clock: Callable[[], float]) -> float:
-    start = clock()
-    run()
-    return clock() - start
-
-
-def take_turns(runs: dict[str, Run], args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of each run; one untimed turn first, then one of each, again and again."""
+def take_turns(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each run: one untimed turn, then one of each, again and again."""
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(args.repeats):
-        order = list(runs) if turn % 2 == 0 else list(runs)[::-1]
-        for name in order:
-            times[name].append(seconds(runs[name], CLOCKS[args.clock]))
+    for turn in range(repeats):
+        for name in list(runs) if turn % 2 == 0 else list(runs)[::-1]:
+            start = time.perf_counter()
+            runs[name]()
+            times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def row(what: str, result: dict[str, float], unit: str = "s") -> None:
+def row(what: str, result: dict[str, float], unit: str, note: str = "") -> None:
     theirs, ours = result["gem_torch"], result["gem_lite"]
-    figures = f"{theirs:.4g} {unit} | {ours:.4g} {unit} | {theirs / ours:.3g} x"
-    print(f"| {what} | {figures} |", flush=True)
+    print(f"| {what} | {theirs:.3g} {unit} | {ours:.3g} {unit} | {theirs / ours:.2f} x | {note} |")
+    sys.stdout.flush()
 
 
-def header(title: str) -> None:
-    print(f"\n| {title} | gem_torch | gem_lite | ratio |\n|---|---|---|---|")
+def time_calls(chosen: dict[str, Case], weights: Path, repeats: int) -> None:
+    theirs = create("gem_torch", weights)
+    ours = {p: create("gem_lite", weights, p) for p in {case.precision for case in chosen.values()}}
+    for case in chosen.values():
+        model = ours[case.precision]
+
+        def our_turn(case: Case = case, model: Any = model) -> object:
+            if case.new:
+                model.clear_text_cache()
+            return case.run(model)
+
+        error = float((our_turn() - case.run(theirs)).abs().max())  # type: ignore[operator]
+        result = take_turns({"gem_torch": partial(case.run, theirs), "gem_lite": our_turn}, repeats)
+        short = f"differs by {error:.0e}" + (" !" if error > case.tolerance else "")
+        row(case.what, result, "s", short)
+
+
+def time_loading(plain: Path, repeats: int) -> None:
+    import gem_lite
+
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder) / "gem_lite.safetensors"
+        gem_lite.save(create("gem_lite", plain), converted)
+        runs = {
+            "gem_torch": partial(create, "gem_torch", plain),
+            "gem_lite": partial(create, "gem_lite", converted),
+        }
+        row("loading: ours converted, upstream's .pt", take_turns(runs, repeats), "s")
+    runs = {library: partial(create, library, plain) for library in LIBRARIES}
+    row("loading: the same .pt", take_turns(runs, repeats), "s")
 
 
 def peak_memory() -> float:
     """Peak resident MiB since the last call (Linux)."""
-    # getrusage would count what the parent process held before the start.
     status = Path("/proc/self/status").read_text()
     Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def measure_memory(
-    library: str, weights: Path, size: tuple[int, int], batches: Iterable[int]
-) -> dict[str, float]:
-    """Peak resident MiB of this process while importing, loading and calling."""
-    seen = {"importing torch": peak_memory()}
+def measure_memory(library: str, weights: Path) -> float:
+    """Peak MiB above the loaded model of a batch of 4 with 5 prompts each."""
     model = create(library, weights)
-    seen["loading a .pt"] = peak_memory()
-    for batch in batches:
-        images = torch.randn(batch, 3, *size)
-        model(images, WORDS[:5])
-        seen[f"{batch} images, 5 prompts"] = peak_memory()
-        model.batched_forward(images, [WORDS[:10]] * batch)
-        seen[f"batched_forward, {batch} images x 10 prompts"] = peak_memory()
-    return seen
+    case = cases()["batched"]
+    sum(float(p.sum()) for p in model.parameters())  # all weights are in memory
+    peak_memory()
+    before = peak_memory()
+    case.run(model)
+    return peak_memory() - before
+
+
+def compare_memory(weights: Path) -> None:
+    seen = {}
+    for library in LIBRARIES:
+        command = [sys.executable, __file__, "--memory", library, "--weights", str(weights)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        seen[library] = json.loads(done.stdout.splitlines()[-1])
+    row("peak memory above the model, batch of 4", seen, "MiB")
+
+
+def compare_with_the_machine(weights: Path, repeats: int) -> None:
+    """Share of the best rate of matrix products, and GEM's cost over plain CLIP."""
+    import torch
+    import torch.nn.functional as F
+
+    from gem_lite.fast import Kernels
+
+    image = torch.randn(1, 3, SIDE, SIDE)
+    print("\n| one image | best linear layer | image tower | share | GEM over plain CLIP |")
+    print("|---|---|---|---|---|")
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        model = create("gem_lite", weights, precision)
+        plain = __import__("gem_lite").create_gem_model(NAME, weights, 1, precision=precision)
+        tower = model.network.config.image
+        n, d = 1 + (SIDE // tower.patch) ** 2, tower.width
+        x, weight = torch.randn(n, d, dtype=dtype), torch.randn(4 * d, d, dtype=dtype)
+        with Kernels():
+            rate = take_turns({"linear": partial(F.linear, x, weight)}, 15 * repeats)
+        towers = {
+            "gem": partial(model.encode_image, image),
+            "clip": partial(plain.encode_image, image),
+        }
+        seconds = take_turns(towers, repeats)
+        best = 8 * n * d * d / rate["linear"] / 1e9
+        reached = work(model, n) / seconds["gem"] / 1e9
+        print(
+            f"| {precision} | {best:.0f} GFLOP/s | {reached:.0f} GFLOP/s | {reached / best:.0%} |"
+            f" {seconds['gem']:.3g} s / {seconds['clip']:.3g} s ="
+            f" {seconds['gem'] / seconds['clip']:.2f} x |",
+            flush=True,
+        )
+
+
+def work(model: Any, n: int) -> float:
+    """Floating-point operations of the image tower for one image of n tokens."""
+    tower, gem = model.network.config.image, model.network.gem
+    d, m = tower.width, tower.mlp_width
+    product = 2 * n * n * d  # of a score matrix with something, over all heads
+    block = 2 * n * d * (4 * d + 2 * m) + 2 * product
+    dual = 2 * n * d * d + len(gem.streams) * 2 * (gem.iters + 1) * product
+    embed = 2 * n * 3 * tower.patch**2 * d + 2 * 2 * n * d * model.network.config.embed
+    return float(tower.layers * block + gem.blocks * dual + embed)
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cases", nargs="+", metavar="ROW", help="some rows; default: all")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--size", type=int, nargs=2, default=(448, 448), metavar=("H", "W"))
-    parser.add_argument("--batches", type=int, nargs="+", default=(1, 4))
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
-    parser.add_argument("--folder", type=Path, help="keep weights here, and use what is there")
+    parser.add_argument("--threads", type=int, help="default: PyTorch's own choice")
+    parser.add_argument("--weights", type=Path, help="a plain state dict; default: random ones")
+    parser.add_argument("--peer-python", type=Path, help="an environment that has both")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory", choices=LIBRARIES, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if not (args.inside or args.memory):
+        python = args.peer_python or peer_python()
+        command = [str(python), __file__, "--inside", *sys.argv[1:]]
+        path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": path})
+        raise SystemExit(done.returncode)
+
+    import layouts
+    import torch
+
     torch.set_grad_enabled(False)
-    size = (args.size[0], args.size[1])
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.memory:
-        seen = measure_memory(args.memory, args.folder / "plain.pt", size, args.batches)
-        print(json.dumps(seen))
+        print(json.dumps(measure_memory(args.memory, args.weights)))
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "plain.pt").exists():
-            torch.save(layouts.random_weights(layouts.VIT_B_16), folder / "plain.pt")
-        print(
-            f"ViT-B/16, {size[0]} x {size[1]}, fp32, {args.threads} thread(s), median of"
-            f" {args.repeats} interleaved turns, {args.clock} clock;"
-            f" torch {torch.__version__}, {platform.machine()}."
+    known = cases()
+    others = ("loading", "memory", "machine")
+    names = args.cases or [*known, *others]
+    if unknown := set(names) - {*known, *others}:
+        parser.error(f"unknown rows {sorted(unknown)}; known: {[*known, *others]}")
+    with tempfile.TemporaryDirectory() as folder:
+        weights = args.weights or Path(folder) / "plain.pt"
+        if not weights.exists():
+            torch.save(layouts.random_weights(layouts.VIT_B_16), weights)
+        versions = ", ".join(
+            f"{name} {metadata.version(name)}" for name in ("torch", "gem_torch", "open_clip_torch")
         )
-        if "calls" in args.parts:
-            time_calls(args, folder, size)
-        if "text" in args.parts:
-            time_text(args, folder)
-        if "loading" in args.parts:
-            time_loading(args, folder)
-        if "memory" in args.parts:
-            compare_memory(args, folder)
-
-
-def both(args: argparse.Namespace, folder: Path) -> Callable[..., dict[str, float]]:
-    """A function that times the same call on both models; new = nothing in our text cache."""
-    theirs, ours = (create(library, folder / "plain.pt") for library in LIBRARIES)
-
-    def compare(run: Callable[[Any], object], *, new: bool) -> dict[str, float]:
-        def our_turn() -> None:
-            if new:
-                ours.clear_text_cache()
-            run(ours)
-
-        return take_turns({"gem_torch": partial(run, theirs), "gem_lite": our_turn}, args)
-
-    return compare
-
-
-def time_calls(args: argparse.Namespace, folder: Path, size: tuple[int, int]) -> None:
-    compare = both(args, folder)
-    for batch in args.batches:
-        header(f"batch of {batch}")
-        images = torch.randn(batch, 3, *size)
-
-        def tower(model: Any, images: Tensor = images) -> object:
-            ours = hasattr(model, "network")
-            return model.encode_image(images) if ours else model.model.visual(images)
-
-        def call(model: Any, prompts: int, images: Tensor = images) -> object:
-            return model(images, WORDS[:prompts])
-
-        def batched(model: Any, images: Tensor = images) -> object:
-            return model.batched_forward(images, [WORDS[i : i + 5] for i in range(len(images))])
-
-        row("image tower, both streams", compare(tower, new=False))
-        for prompts in (1, 5, 50):
-            row(
-                f"whole call, {prompts} new prompts",
-                compare(partial(call, prompts=prompts), new=True),
-            )
-        row("whole call, 50 prompts seen before", compare(partial(call, prompts=50), new=False))
-        row("batched_forward, 5 new prompts an image", compare(batched, new=True))
-
-
-def time_text(args: argparse.Namespace, folder: Path) -> None:
-    compare = both(args, folder)
-    header("encode_text")
-
-    def encode(model: Any, prompts: int) -> object:
-        return model.encode_text(WORDS[:prompts])
-
-    for prompts in (1, 50):
-        row(f"{prompts} new prompts", compare(partial(encode, prompts=prompts), new=True))
-        row(f"{prompts} prompts seen before", compare(partial(encode, prompts=prompts), new=False))
-
-
-def time_loading(args: argparse.Namespace, folder: Path) -> None:
-    import gem_lite
-
-    header("create_gem_model")
-    plain = folder / "plain.pt"
-    converted = folder / "gem_lite.safetensors"
-    gem_lite.save(create("gem_lite", plain), converted)
-    for what, path in (("from a .pt", plain), ("ours from our safetensors", converted)):
-        runs: dict[str, Run] = {
-            "gem_torch": partial(create, "gem_torch", plain),
-            "gem_lite": partial(create, "gem_lite", path),
-        }
-        row(what, take_turns(runs, args))
-
-
-def compare_memory(args: argparse.Namespace, folder: Path) -> None:
-    header("peak resident memory while")
-    seen = {}
-    for library in LIBRARIES:
-        command = [sys.executable, __file__, "--memory", library, "--folder", str(folder)]
-        command += ["--threads", str(args.threads), "--size", *map(str, args.size)]
-        command += ["--batches", *map(str, args.batches)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        seen[library] = json.loads(output.splitlines()[-1])
-    for what in seen["gem_lite"]:
-        row(what, {library: seen[library][what] for library in LIBRARIES}, "MiB")
+        print(
+            f"ViT-B/16, {SIDE} x {SIDE}; {processor()}, {torch.get_num_threads()} threads,"
+            f" {torch.backends.cpu.get_cpu_capability()}; Python {platform.python_version()},"
+            f" {versions}; median of {args.repeats} turns.\n"
+        )
+        print("| work | gem_torch, fp32 | gem_lite | ratio | |\n|---|---|---|---|---|")
+        chosen = {name: case for name, case in known.items() if name in names}
+        if chosen:
+            time_calls(chosen, weights, args.repeats)
+        if "loading" in names:
+            time_loading(weights, args.repeats)
+        if "memory" in names:
+            compare_memory(weights)
+        if "machine" in names:
+            compare_with_the_machine(weights, args.repeats)
 
 
 if __name__ == "__main__":

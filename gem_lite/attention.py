@@ -8,7 +8,7 @@ Grids and sizes are (h, w), heights before widths.
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .config import GEMConfig
@@ -48,7 +48,7 @@ def self_self_attention(
     for _ in range(iters):
         x = F.normalize(attend(x, x), dim=-1)
     out = attend(x, repeat(v, "b h n c -> (s b) h n c", s=s))
-    return reduce(out, "(s b) h n c -> b h n c", "mean", s=s)
+    return rearrange(out, "(s b) h n c -> s b h n c", s=s).mean(dim=0)
 
 
 class Attention(nn.Module):
@@ -90,6 +90,7 @@ class GEMAttention(nn.Module):
         q, k, v = qkv  # each [b, h, n, c]
         inv_temp = adaptive_inv_temp(x, q.shape[-1]) if self.inv_temp is None else self.inv_temp
         clip = F.scaled_dot_product_attention(q, k, v)
-        gem = self_self_attention(qkv[self.streams], v, inv_temp, iters=self.iters)
+        streams = torch.stack([qkv[stream] for stream in self.streams])
+        gem = self_self_attention(streams, v, inv_temp, iters=self.iters)
         out = self.out_proj(rearrange([clip, gem], "stream b h n c -> stream b n (h c)"))
         return out[0], out[1]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, GEMAttention
 from .config import Activation, GEMConfig
+from .fast import tokenwise
 
 
 class Streams(NamedTuple):
@@ -38,7 +39,7 @@ ACTIVATION_LAYERS: dict[Activation, type[nn.Module]] = {"quick_gelu": QuickGELU,
 
 
 class MLP(nn.Module):
-    """Two linear layers with the activation between them."""
+    """Two linear layers with the activation between them; each token by itself."""
 
     def __init__(self, width: int, mlp_width: int, activation: Activation) -> None:
         super().__init__()
@@ -46,6 +47,7 @@ class MLP(nn.Module):
         self.act = ACTIVATION_LAYERS[activation]()
         self.c_proj = nn.Linear(mlp_width, width)
 
+    @tokenwise
     def forward(self, x: Tensor) -> Tensor:
         """x: [b, n, d] -> [b, n, d]."""
         return self.c_proj(self.act(self.c_fc(x)))

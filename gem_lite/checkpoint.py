@@ -164,15 +164,17 @@ def assemble(
     *,
     dtype: torch.dtype,
     device: torch.device | str,
+    share: bool = False,
 ) -> GEMNetwork:
-    """A network that takes each tensor, one at a time, as a copy in `dtype` on `device`.
+    """A network that takes each tensor, one at a time, in `dtype` on `device`.
 
+    share: tensors that are so already are taken as they are; otherwise all are copied.
     Names and shapes must have been checked (`check_shapes`). Nothing is initialised first.
     """
     with torch.device("meta"):
         network = GEMNetwork(config, gem)
     state = {
-        name: tensors[name].to(device=device, dtype=dtype, copy=True)
+        name: tensors[name].to(device=device, dtype=dtype, copy=not share)
         for name in network.state_dict()
     }
     network.load_state_dict(state, strict=True, assign=True)
@@ -215,6 +217,9 @@ def load(
     """Network and header from a weight file of ours, in eval mode.
 
     `gem` None takes the header's settings. The most memory in use is the model and one tensor.
+    Where dtype and device are the file's own, its pages become the model's memory: read when first
+    used, copied when written to (the file stays as it is). Such a file may be replaced or deleted
+    while the model is in use, but not overwritten in place.
     Raises FileNotFoundError; ValueError for a file that is not ours, is damaged or does not fit.
     """
     header = read_header(path)
@@ -223,7 +228,12 @@ def load(
     with open_safetensors(Path(path)) as file:
         check_shapes(safetensors_shapes(file), header.config, where=str(path))
         network = assemble(
-            LazyTensors(file), header.config, gem or header.gem, dtype=dtype, device=device
+            LazyTensors(file),
+            header.config,
+            gem or header.gem,
+            dtype=dtype,
+            device=device,
+            share=os.name != "nt",  # Windows lets nobody replace a file that is in use
         )
     return network, header
 

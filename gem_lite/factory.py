@@ -21,6 +21,7 @@ from .config import (
     fold_name,
 )
 from .convert import convert, resolve_config
+from .fast import Setting
 from .layouts import Source, read_source
 from .lock import exclusive
 from .model import GEMNetwork, initialize
@@ -65,6 +66,7 @@ def create_gem_model(
     activation: Activation | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     mirror: str | None = None,
+    kernels: Setting = "auto",
 ) -> GEMPredictor:
     """A GEM model, in eval mode.
 
@@ -85,6 +87,8 @@ def create_gem_model(
         activation: "quick_gelu" or "gelu", for a file that does not say.
         cache_dir: folder for fetched weights, instead of the user's cache.
         mirror: url of a folder to fetch from, instead of the publisher.
+        kernels: "auto" = the fastest exact ones for this machine, "torch" = PyTorch's own; what
+            came of it is `model.kernels`.
 
     The five GEM settings are by default the weight file's own; those are 7, 1, adaptive, "qkv"
     and True for every model but "tiny-emoji". They never need another file.
@@ -102,7 +106,7 @@ def create_gem_model(
         network, header = _load(path, row, model_name, settings, activation, dtype, device)
     text = network.config.text
     tokenizer = Tokenizer(vocab_size=text.vocab, context_length=text.context)
-    return GEMPredictor(network, header, tokenizer).eval()
+    return GEMPredictor(network, header, tokenizer, kernels=kernels).eval()
 
 
 def create_model_and_transforms(
@@ -119,6 +123,7 @@ def create_model_and_transforms(
     activation: Activation | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     mirror: str | None = None,
+    kernels: Setting = "auto",
 ) -> tuple[GEMPredictor, ImageTransform]:
     """`create_gem_model`, and the image transform with that model's size, mean and std."""
     model = create_gem_model(
@@ -134,6 +139,7 @@ def create_model_and_transforms(
         activation=activation,
         cache_dir=cache_dir,
         mirror=mirror,
+        kernels=kernels,
     )
     header = model.header
     return model, get_gem_img_transform((header.size, header.size), header.mean, header.std)

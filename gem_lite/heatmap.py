@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+# Maps worked on together: few enough values to stay in a processor's cache.
+VALUES_AT_ONCE = 1 << 18
+
 
 def similarity(features: Tensor, text: Tensor) -> Tensor:
     """Cosine similarity of every patch with every prompt.
@@ -50,8 +53,16 @@ def heat_maps(
 ) -> Tensor:
     """One map per image and prompt: min-max in [0, 1], or with normalize=False the cosine.
 
-    features: [b, n, e]; text: [p, e] or [b, p, e]; grid: patches (h, w); size: pixels (h, w).
-    Returns [b, p, h, w].
+    features: [b, n, e]; text: [p, e] or [b, p, e]; grid: patches (h, w); size: pixels (h, w), which
+    with size = grid is one value for each patch. Returns [b, p, h, w].
     """
-    maps = upsample(similarity(features, text), grid, size)
-    return min_max(maps) if normalize else maps
+    scores = similarity(features, text)  # [b, p, n]
+    b, p, _ = scores.shape
+    maps = scores.new_empty((b, p, *size))
+    # A few prompts at a time: beside the maps themselves hardly any memory is needed.
+    at_once = max(1, VALUES_AT_ONCE // (b * size[0] * size[1]))
+    for start in range(0, p, at_once):
+        some = slice(start, start + at_once)
+        part = upsample(scores[:, some], grid, size)
+        maps[:, some] = min_max(part) if normalize else part
+    return maps

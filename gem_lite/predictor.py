@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from . import fast
 from .checkpoint import Header, write
 from .heatmap import heat_maps
 from .image import ImageFeatures
@@ -19,10 +20,11 @@ from .visualize import visualize
 
 TEMPLATE = "a photo of a {}."
 CACHED_PROMPTS = 4096
-PROMPTS_AT_ONCE = 256
+TOKENS_AT_ONCE = 2048  # of text
 
 Prompts = Sequence[str] | Tensor
 Templates = str | Sequence[str]
+MapSize = tuple[int, int] | Literal["patches"] | None
 
 
 class DenseFeatures(NamedTuple):
@@ -42,17 +44,42 @@ class GEMPredictor(nn.Module):
     any size from one patch up; they are moved to the model's device and dtype. Prompts are plain
     words ("cat"), put into templates ("a photo of a {}."), or embeddings computed before.
 
-    Text embeddings are kept between calls when no gradient could flow into the text tower, and
-    computed anew when its weights change. A change that PyTorch does not count (through `.data`)
-    and that leaves `text_projection` alone goes unseen: call `clear_text_cache()` after it.
+    In eval mode and without gradients two things are done for speed. Text embeddings are kept
+    between calls, and computed anew when the text tower's weights change. A change that PyTorch
+    does not count (through `.data`) is noticed on a CPU, and there only if `text_projection` has
+    part in it: otherwise call `clear_text_cache()` after it. And the network runs on the fastest
+    kernels that the machine has, see `kernels`.
     """
 
-    def __init__(self, network: GEMNetwork, header: Header, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        network: GEMNetwork,
+        header: Header,
+        tokenizer: Tokenizer,
+        *,
+        kernels: fast.Setting = "auto",
+    ) -> None:
         super().__init__()
         self.network = network
         self.header = header
         self.tokenizer = tokenizer
+        self.kernels = kernels
         self._text_cache: dict[Any, Tensor] = {}
+
+    @property
+    def kernels(self) -> str:
+        """What inference runs on: "onednn" (fast.py) or "torch", PyTorch's own operators.
+
+        Follows the weights' device and dtype. Assign "torch" to have PyTorch's own, "auto" to
+        leave the choice to the rule in fast.py again.
+        """
+        return fast.kernels(self._kernels, self.network.text_projection)
+
+    @kernels.setter
+    def kernels(self, setting: fast.Setting) -> None:
+        if setting not in fast.SETTINGS:
+            raise ValueError(f"kernels is {setting!r}; expected one of {list(fast.SETTINGS)}")
+        self._kernels = setting
 
     def forward(
         self,
@@ -62,18 +89,20 @@ class GEMPredictor(nn.Module):
         return_ori: bool = False,
         *,
         templates: Templates = TEMPLATE,
+        size: MapSize = None,
     ) -> Tensor:
         """A heat map for every image and every prompt.
 
         image: [b, 3, h, w]; text: list of p words, or embeddings [p, e] or [1, p, e].
         normalize: stretch each map to [0, 1]; False gives the cosine similarity itself.
         return_ori: plain CLIP's maps instead of GEM's. templates: one or many, each with `{}`.
-        Returns [b, p, h, w] float32. Raises TypeError or ValueError for unusable input.
+        size: (h, w) of the maps in pixels, or "patches" for one value per patch; None = as the
+        image. Returns [b, p, h, w] float32. Raises TypeError or ValueError for unusable input.
         """
         image = self._checked_images(image)
         embeddings = self._embeddings(text, templates)  # [p, e]
-        features = self.network.encode_image(image)
-        return self._maps(features, image, embeddings, normalize, return_ori)
+        features = self._image_features(image)
+        return self._maps(features, image, embeddings, normalize, return_ori, size)
 
     def batched_forward(
         self,
@@ -83,6 +112,7 @@ class GEMPredictor(nn.Module):
         return_ori: bool = False,
         *,
         templates: Templates = TEMPLATE,
+        size: MapSize = None,
     ) -> list[Tensor]:
         """Heat maps of several images, each with prompts of its own.
 
@@ -105,7 +135,7 @@ class GEMPredictor(nn.Module):
         # Every distinct word is encoded once, whichever images ask for it.
         encoded = self._encode_words(list(words), templates) if words else torch.empty(0)
         place = {word: row for row, word in enumerate(words)}
-        features = self.network.encode_image(images)
+        features = self._image_features(images)
         maps = []
         for index, prompts in enumerate(texts):
             if isinstance(prompts, Tensor):
@@ -114,7 +144,7 @@ class GEMPredictor(nn.Module):
                 embeddings = encoded[[place[word] for word in prompts]]
             one = slice(index, index + 1)
             alone = ImageFeatures(features.clip[one], features.gem[one], features.grid)
-            maps.append(self._maps(alone, images, embeddings, normalize, return_ori)[0])
+            maps.append(self._maps(alone, images, embeddings, normalize, return_ori, size)[0])
         return maps
 
     def encode_text(self, text: Sequence[str], *, templates: Templates = TEMPLATE) -> Tensor:
@@ -127,7 +157,7 @@ class GEMPredictor(nn.Module):
 
     def encode_image(self, images: Tensor) -> DenseFeatures:
         """Both streams' patch features, and CLIP's class embedding. images: [b, 3, h, w]."""
-        features = self.network.encode_image(self._checked_images(images))
+        features = self._image_features(self._checked_images(images))
         clip, gem = features.clip.float(), features.gem.float()
         return DenseFeatures(clip[:, 1:], gem[:, 1:], features.grid, clip[:, 0])
 
@@ -141,7 +171,7 @@ class GEMPredictor(nn.Module):
         """
         images = self._checked_images(images)
         text = F.normalize(self._embeddings(class_names, templates), dim=-1)  # [classes, e]
-        image = F.normalize(self.network.encode_image(images).clip[:, 0].float(), dim=-1)  # [b, e]
+        image = F.normalize(self._image_features(images).clip[:, 0].float(), dim=-1)  # [b, e]
         return (self.network.logit_scale.float().exp() * image @ text.T).softmax(dim=-1)
 
     def segment(
@@ -182,7 +212,7 @@ class GEMPredictor(nn.Module):
         )
 
         def cosines(part: Tensor) -> Tensor:
-            features = self.network.encode_image(part)
+            features = self._image_features(part)
             return self._maps(features, part, text, False, return_ori)
 
         if window is None:
@@ -228,7 +258,31 @@ class GEMPredictor(nn.Module):
 
     def extra_repr(self) -> str:
         """Name of the weights, for printing the model."""
-        return f"{self.header.model!r}, {self.header.pretrained!r}"
+        return f"{self.header.model!r}, {self.header.pretrained!r}, kernels={self.kernels!r}"
+
+    def _inference(self) -> bool:
+        """Whether calls may keep texts and use other kernels: no training, nothing recorded."""
+        return not (
+            self.training
+            or torch.is_grad_enabled()
+            or torch.is_autocast_enabled(self.network.device.type)
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        )
+
+    def _image_features(self, images: Tensor) -> ImageFeatures:
+        """`network.encode_image`, on the kernels chosen."""
+        kernels = self.kernels if self._inference() else "torch"
+        with fast.mode(kernels):
+            if kernels == "torch" or fast.watched(self.network):
+                return self.network.encode_image(images)
+            at_once = fast.images_at_once(images, self.network.config.image.patch)
+            parts = [self.network.encode_image(part) for part in images.split(at_once)]
+        if len(parts) == 1:
+            return parts[0]
+        clip = torch.cat([part.clip for part in parts])
+        gem = torch.cat([part.gem for part in parts])
+        return ImageFeatures(clip, gem, parts[0].grid)
 
     def _maps(
         self,
@@ -237,9 +291,10 @@ class GEMPredictor(nn.Module):
         embeddings: Tensor,
         normalize: bool,
         return_ori: bool,
+        size: MapSize = None,
     ) -> Tensor:
         stream = features.clip if return_ori else features.gem
-        size = (images.shape[-2], images.shape[-1])
+        size = _map_size(size, images, features.grid)
         maps = heat_maps(stream[:, 1:], embeddings, features.grid, size, normalize=normalize)
         return maps.float()
 
@@ -292,9 +347,8 @@ class GEMPredictor(nn.Module):
     def _encode_words(self, words: Sequence[str], templates: Templates) -> Tensor:
         """[p, e] float32, unit norm."""
         templates = _checked_templates(templates)
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self._text_parameters())
         # A replica that DataParallel made for one call does not know all of its weights.
-        if trained or getattr(self, "_is_replica", False):
+        if not self._keeps_texts() or getattr(self, "_is_replica", False):
             return self._encode_uncached(words, templates)
         state = self._text_state()
         keys = [(word, templates, state) for word in words]
@@ -313,22 +367,30 @@ class GEMPredictor(nn.Module):
 
     def _encode_uncached(self, words: Sequence[str], templates: tuple[str, ...]) -> Tensor:
         texts = [template.replace("{}", word) for word in words for template in templates]
-        rows = [
-            self._encode_rows(texts[start : start + PROMPTS_AT_ONCE])
-            for start in range(0, len(texts), PROMPTS_AT_ONCE)
-        ]
-        embeddings = F.normalize(torch.cat(rows), dim=-1)
+        embeddings = F.normalize(self._encode_texts(texts), dim=-1)
         if len(templates) == 1:
             return embeddings
         mean = embeddings.unflatten(0, (len(words), len(templates))).mean(dim=1)
         return F.normalize(mean, dim=-1)
 
-    def _encode_rows(self, texts: list[str]) -> Tensor:
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        """[texts, e] float32. Short ones go together, so that none is padded to a long one's size.
+
+        What stands behind the end-of-text token changes nothing (the blocks are causal), so it is
+        cut off.
+        """
         tokens = self.tokenizer(texts)  # [p, context]
-        longest = int(tokens.argmax(dim=-1).max()) + 1
-        # The blocks are causal: what stands behind the end-of-text token changes nothing.
-        tokens = tokens[:, :longest].to(self.network.device)
-        return self.network.encode_text(tokens).float()
+        lengths, order = (tokens.argmax(dim=-1) + 1).sort(stable=True)
+        rows, start = [], 0
+        with fast.mode(self.kernels if self._inference() else "torch"):
+            while start < len(texts):
+                # As many rows as fit, each as long as the last of them.
+                room = lengths[start:] * torch.arange(1, len(texts) - start + 1)
+                end = start + max(1, int((room <= TOKENS_AT_ONCE).sum()))
+                part = tokens[order[start:end], : int(lengths[end - 1])]
+                rows.append(self.network.encode_text(part.to(self.network.device)).float())
+                start = end
+        return torch.cat(rows)[order.argsort().to(self.network.device)]
 
     def _text_parameters(self) -> list[Tensor]:
         network = self.network
@@ -340,14 +402,23 @@ class GEMPredictor(nn.Module):
             network.text_projection,
         ]
 
+    def _keeps_texts(self) -> bool:
+        """Whether text embeddings are kept: not in training, nor for gradients."""
+        recorded = torch.is_grad_enabled() and any(p.requires_grad for p in self._text_parameters())
+        return not (self.training or recorded)
+
     def _text_state(self) -> tuple[Any, ...]:
         """What a kept embedding depends on beside its words; changes when the weights do."""
         projection = self.network.text_projection
+        kind = projection.device.type
         return (
             projection.dtype,
             projection.device,
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+            self.kernels if self._inference() else "torch",
             torch.is_inference_mode_enabled(),
-            float(projection.detach().float().sum()),
+            # Elsewhere than on a CPU, reading a number would make the program wait for the device.
+            float(projection.detach().float().sum()) if kind == "cpu" else None,
             *(
                 (p.data_ptr(), 0 if p.is_inference() else p._version)
                 for p in self._text_parameters()
@@ -399,6 +470,16 @@ def _checked_templates(templates: Templates) -> tuple[str, ...]:
         if "{}" not in template:
             raise ValueError(f"template {template!r} has no {{}} where the word goes")
     return listed
+
+
+def _map_size(size: MapSize, images: Tensor, grid: tuple[int, int]) -> tuple[int, int]:
+    if size is None:
+        return (images.shape[-2], images.shape[-1])
+    if size == "patches":
+        return grid
+    if isinstance(size, str) or len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size is {size!r}; expected (height, width) in pixels, or 'patches'")
+    return (size[0], size[1])
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -257,7 +257,7 @@ def _read_merges(path: Path, count: int) -> list[str]:
     merges = lines[:count]
     if len(merges) < count:
         raise ValueError(f"{path} holds {len(merges)} merges; the vocabulary needs {count}")
-    if any(line.count(" ") != 1 for line in merges):
+    if not regex.fullmatch(r"(?:[^ \n]+ [^ \n]+\n?)*", "\n".join(merges)):
         raise ValueError(
             f"{path} is no list of merges: expected two symbols and one space on each line"
         )
