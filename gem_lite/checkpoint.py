@@ -136,6 +136,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig, *, where: str) -> None:
     """Raise ValueError naming each missing, extra or wrong tensor."""
+    layers = config.image.layers + config.text.layers
+    if layers > len(found):  # said before a network of that many is thought of
+        raise ValueError(
+            f"{where} does not fit the model: {len(found)} tensors for {layers} layers"
+        )
     expected = expected_shapes(config)
     faults = [
         f"{name} has shape {list(found[name])}, expected {list(shape)}"
@@ -168,6 +173,7 @@ def assemble(
     """A network that takes each tensor, one at a time, as a copy in `dtype` on `device`.
 
     Names and shapes must have been checked (`check_shapes`). Nothing is initialised first.
+    Raises ValueError for numbers that are not finite.
     """
     with torch.device("meta"):
         network = GEMNetwork(config, gem)
@@ -175,6 +181,10 @@ def assemble(
         name: tensors[name].to(device=device, dtype=dtype, copy=True)
         for name in network.state_dict()
     }
+    for name, tensor in state.items():
+        # The sum is the quick test; a large one of half numbers may overflow by itself.
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds numbers that are not finite; is the file damaged?")
     network.load_state_dict(state, strict=True, assign=True)
     for parameter in network.parameters():
         parameter.requires_grad_(True)
@@ -268,4 +278,7 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], header: Header) -> No
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt", METADATA_KEY: header.to_json()}
     with atomic_file(path) as temporary:
-        save_file(kept, temporary, metadata=metadata)
+        try:
+            save_file(kept, temporary, metadata=metadata)
+        except SafetensorError as error:  # how it tells of a full disk
+            raise OSError(f"writing {path} failed: {error}") from error

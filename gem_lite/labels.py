@@ -1,16 +1,12 @@
-"""Label maps as files and figures: 0 is background, k + 1 is class k."""
+"""Label maps as pictures: 0 is background, k + 1 is class k."""
+
+import io
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .segment import BACKGROUND
-from .visualize import label_colour
-
-
-def from_zero(labels: Tensor) -> Tensor:
-    """Labels of `Segmentation`, counted so that background is 0 and class k is k + 1."""
-    return labels - BACKGROUND
+from .visualize import contact_sheet, label_colour
 
 
 def label_picture(labels: Tensor, classes: int) -> Image.Image:
@@ -28,3 +24,14 @@ def label_picture(labels: Tensor, classes: int) -> Image.Image:
         palette += label_colour(index)
     picture.putpalette(palette)
     return picture
+
+
+def label_png(labels: Tensor, classes: int) -> bytes:
+    """Label maps [b, h, w] side by side, in the colours of `label_overlay`, as a PNG file."""
+    pictures = [label_picture(each, min(classes, 255)).convert("RGB") for each in labels]
+    sheet = pictures[0]
+    if len(pictures) > 1:
+        sheet = contact_sheet(pictures, columns=min(4, len(pictures)))
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()

@@ -9,7 +9,7 @@ from .transform import to_rgb
 
 # What Pillow decodes by itself. Left out are formats that it hands to another program (EPS) and
 # those that nobody takes photographs in, whose readers are the least tested.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 ENDINGS = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".pgm", ".ppm", ".avif", ".jp2"),
@@ -34,8 +34,10 @@ def open_picture(
     shown = name or str(source)
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise FileNotFoundError(f"no picture at {shown}")
+    Image.init()
+    known = [kind for kind in FORMATS if kind in Image.OPEN]  # a Pillow may lack some
     try:
-        with Image.open(source, formats=FORMATS) as picture:
+        with Image.open(source, formats=known) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise PictureError(

@@ -37,8 +37,8 @@ RULES: dict[str, set[str]] = {
     "transform": {"config"},
     "pictures": {"transform"},
     "visualize": {"config"},
-    "segment": {"heatmap"},
-    "labels": {"segment", "visualize"},
+    "labels": {"visualize"},
+    "segment": {"heatmap", "labels"},
     "scenes": set(),
     "predictor": {
         "checkpoint",

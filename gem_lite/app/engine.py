@@ -21,12 +21,11 @@ from ..config import GEMConfig, ModelConfig, architecture
 from ..demo import DEMO_PICTURES, demo_picture
 from ..factory import create_model_and_transforms
 from ..heatmap import min_max, similarity, upsample
-from ..labels import from_zero
 from ..pictures import open_picture
 from ..predictor import GEMPredictor
 from ..pretrained import PRETRAINED, find_file
 from ..quality import with_settings
-from ..segment import label_maps
+from ..segment import from_zero, label_maps
 from ..transform import ImageTransform
 from ..visualize import heat_colours, label_colour
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..labels import from_zero, label_picture
+from ..labels import label_picture
+from ..segment import from_zero
 from ..visualize import label_overlay, save_picture
 from .console import say
 from .inputs import INPUT_HELP, checked_output, find_pictures, for_each_picture, output_names
