@@ -110,6 +110,9 @@ class _Outside(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         return ast.copy_location(ast.Pass(), node)
 
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return ast.copy_location(ast.Pass(), node)
+
     def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
         return ast.copy_location(ast.Constant(None), node)
 
@@ -235,6 +238,7 @@ def test_only_definitions_and_constants_at_import(name: str) -> None:
                     ast.Import
                     | ast.ImportFrom
                     | ast.FunctionDef
+                    | ast.AsyncFunctionDef
                     | ast.Assign
                     | ast.AnnAssign
                     | ast.Pass,

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
 
     def work(picture: Image.Image) -> _Result:
-        check_input(picture.height, picture.width, args.size)
+        check_input(picture, args.size, model)
         image = transform(picture)[None]
         shown = reduced(picture)
         with torch.inference_mode():

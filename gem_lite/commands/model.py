@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 
 from ..checkpoint import read_header
 from ..factory import DTYPES, create_model_and_transforms
@@ -15,7 +16,7 @@ from .console import tell
 
 BEST = ("ViT-B/16", "openai")  # for photographs; taken when its file is on this machine
 SHIPPED = ("tiny-emoji", "v1")
-LARGEST_INPUT = 4096 * 4096  # pixels of one forward pass
+MOST_PATCHES = 1 << 14  # of one forward pass: 2048 x 2048 pixels in patches of 16
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -103,12 +104,15 @@ def load_model(args: argparse.Namespace) -> tuple[GEMPredictor, ImageTransform]:
     return model, transform
 
 
-def check_input(height: int, width: int, size: int | None) -> None:
-    """Raise ValueError for a picture that `--size` would make too large for one forward pass."""
-    if size is not None and size * size * max(height, width) / min(height, width) > LARGEST_INPUT:
+def check_input(picture: Image.Image, size: int | None, model: GEMPredictor) -> None:
+    """Raise ValueError for a picture that `--size` makes too large for one forward pass."""
+    if size is None:
+        return
+    longest = size * max(picture.size) / min(picture.size)
+    if size * longest > MOST_PATCHES * model.network.config.image.patch**2:
         raise ValueError(
-            f"{width} x {height} pixels at a short side of {size} are too many for the model;"
-            " leave out --size, or make it smaller"
+            f"{picture.width} x {picture.height} pixels at a short side of {size} are too many for"
+            " the model; leave out --size, or make it smaller"
         )
 
 

@@ -73,11 +73,14 @@ def run(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
 
     def work(picture: Image.Image) -> _Result:
-        check_input(picture.height, picture.width, args.size)
-        shown = reduced(picture)
+        if args.window is None:
+            check_input(picture, args.size, model)
+        return labelled(transform(picture)[None], picture)
+
+    def labelled(image: Tensor, picture: Image.Image) -> _Result:
         with torch.inference_mode():
             found = model.segment(
-                transform(picture)[None],
+                image,
                 classes,
                 background=background,
                 threshold=args.threshold,
@@ -88,7 +91,12 @@ def run(args: argparse.Namespace) -> int:
                 templates=templates,
                 return_ori=args.plain,
             )
-        return _Result(label_overlay(shown, found.labels[0], names), from_zero(found.labels[0]))
+        overlay = label_overlay(reduced(picture), found.labels[0], names)
+        return _Result(overlay, from_zero(found.labels[0]))
+
+    # What is wrong with an option is told once, before the first picture.
+    side = max(args.window or 0, model.network.config.image.patch)
+    labelled(torch.zeros(1, 3, side, side), Image.new("RGB", (8, 8)))
 
     def write(result: _Result, index: int) -> dict[str, Any]:
         save_picture(label_picture(result.labels, len(names)), targets[index])

@@ -30,8 +30,12 @@ def checked_words(words: Sequence[str], option: str = "--prompts") -> list[str]:
 
 
 def templates_of(args: argparse.Namespace) -> list[str]:
-    """The templates given, else the usual one."""
-    return list(args.template or [TEMPLATE])
+    """The templates given, else the usual one. Raises ValueError for one without `{}`."""
+    templates = list(args.template or [TEMPLATE])
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"--template {template!r} has no {{}} where the word goes")
+    return templates
 
 
 def reduced(picture: Image.Image) -> Image.Image:
