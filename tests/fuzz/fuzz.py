@@ -11,7 +11,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
-warnings.simplefilter("ignore")
 
 
 def checkpoint(data: bytes) -> None:
@@ -117,12 +116,15 @@ def seeds(folder: Path, target: str) -> None:
 
 def main() -> None:
     """Run one target under atheris."""
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     if sys.argv[1] == "--seeds":
         for target in TARGETS:
             seeds(Path(sys.argv[2]) / target, target)
         return
     import atheris
 
+    warnings.simplefilter("ignore")
     target = TARGETS[sys.argv.pop(1)]
     with atheris.instrument_imports(
         include=["gem_lite", "PIL", "zipfile", "pickle", "ftfy", "torch._weights_only_unpickler"]
