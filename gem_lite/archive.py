@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LARGEST_GROWTH, SLACK = 4, 1 << 24  # times a file's size, and bytes, that it may claim to hold
+
 
 class Record:
     """Stands in for a TorchScript class: keeps the attributes, runs nothing."""
@@ -52,6 +54,7 @@ def load_pickle(path: Path) -> Any:
     if start.startswith(b"PK"):
         if not zipfile.is_zipfile(path):
             raise _damaged(path, "its end is missing")
+        _check_claims(path)
     elif not start.startswith(b"\x80"):  # the first byte of every pickle that torch.save writes
         raise ValueError(
             f"{path} is no checkpoint: it begins with {start!r}; expected safetensors, or a file"
@@ -75,6 +78,7 @@ def load_torchscript(path: Path) -> dict[str, Tensor]:
     Needs as much space in the temporary folder as the archive takes.
     Raises ValueError for a damaged file.
     """
+    _check_claims(path)
     with tempfile.TemporaryDirectory() as folder:
         stripped = Path(folder) / "tensors.pt"
         _copy_without_code(path, stripped)
@@ -94,6 +98,24 @@ def load_torchscript(path: Path) -> dict[str, Tensor]:
         return dict(_tensors(root, ""))
     except RecursionError as error:
         raise _damaged(path, "a module in it contains itself") from error
+
+
+def _check_claims(path: Path) -> None:
+    """Refuse an archive that would unpack to far more than it is: a zip bomb.
+
+    PyTorch stores tensors uncompressed; only TorchScript's code, a few kilobytes, is not.
+    """
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # a damaged file breaks its reader in every way there is
+        raise _damaged(path, error) from error
+    if claimed > LARGEST_GROWTH * size + SLACK:
+        raise ValueError(
+            f"{path} has {size} bytes and would unpack to {claimed}, which no checkpoint does; it"
+            " is refused"
+        )
 
 
 def _same(values: list[Any], *_: Any) -> list[Any]:

@@ -136,6 +136,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig, *, where: str) -> None:
     """Raise ValueError naming each missing, extra or wrong tensor."""
+    layers = config.image.layers + config.text.layers
+    if layers > len(found):  # said before a network of that many is thought of
+        raise ValueError(
+            f"{where} does not fit the model: {len(found)} tensors for {layers} layers"
+        )
     expected = expected_shapes(config)
     faults = [
         f"{name} has shape {list(found[name])}, expected {list(shape)}"
@@ -170,17 +175,29 @@ def assemble(
 
     share: tensors that are so already are taken as they are; otherwise all are copied.
     Names and shapes must have been checked (`check_shapes`). Nothing is initialised first.
+    Raises ValueError for copied numbers that are not finite. Shared ones are not read here; they
+    lie in files of ours, and `write` lets no such number in.
     """
     with torch.device("meta"):
         network = GEMNetwork(config, gem)
-    state = {
-        name: tensors[name].to(device=device, dtype=dtype, copy=not share)
-        for name in network.state_dict()
-    }
+    state = {}
+    for name in network.state_dict():
+        tensor = tensors[name]
+        state[name] = tensor.to(device=device, dtype=dtype, copy=not share)
+        if state[name] is not tensor:
+            check_finite({name: state[name]})
     network.load_state_dict(state, strict=True, assign=True)
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     return network.eval()
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming the first tensor that holds infinities or what is no number."""
+    for name, tensor in tensors.items():
+        # The sum is the quick test; a large one of half numbers may overflow by itself.
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds numbers that are not finite; is the file damaged?")
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -271,11 +288,15 @@ def _umask() -> int:
 def write(path: str | Path, tensors: Mapping[str, Tensor], header: Header) -> None:
     """Write a weight file (safetensors; CLIP's names; header as in `Header`), atomically.
 
-    Raises ValueError when the tensors don't fit the header's configuration.
+    Raises ValueError when the tensors don't fit the header's configuration or are not finite.
     """
+    check_finite(tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     check_shapes(shapes, header.config, where="the model to write")
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt", METADATA_KEY: header.to_json()}
     with atomic_file(path) as temporary:
-        save_file(kept, temporary, metadata=metadata)
+        try:
+            save_file(kept, temporary, metadata=metadata)
+        except SafetensorError as error:  # how it tells of a full disk
+            raise OSError(f"writing {path} failed: {error}") from error

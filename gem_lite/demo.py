@@ -9,20 +9,23 @@ from .factory import create_model_and_transforms
 from .pretrained import find_file
 from .visualize import contact_sheet, label_overlay, titled, visualize
 
-DEMO_PICTURE = "demo.png"
+DEMO_PICTURES = ("demo.png", "demo-2.png", "demo-3.png")
+DEMO_PICTURE = DEMO_PICTURES[0]
 BACKGROUND = ["background"]  # the caption with which the model learned to name empty pictures
 SIDE = 240  # pixels at which the small picture and its maps are shown
 
 
-def demo_picture() -> tuple[Image.Image, list[str]]:
+def demo_picture(name: str = DEMO_PICTURE) -> tuple[Image.Image, list[str]]:
     """The picture, and the words for what is in it, which the file itself carries.
+
+    name: one of `DEMO_PICTURES`.
 
     Raises FileNotFoundError when it did not come along with the package.
     """
-    path = find_file(DEMO_PICTURE)
+    path = find_file(name)
     if path is None:
         raise FileNotFoundError(
-            f"no {DEMO_PICTURE} in weights/, beside the package or inside it; copy the project's"
+            f"no {name} in weights/, beside the package or inside it; copy the project's"
             " weights/ folder along"
         )
     with Image.open(path) as file:

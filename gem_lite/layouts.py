@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .archive import is_torchscript, load_pickle, load_torchscript
+from .archive import LARGEST_GROWTH, SLACK, is_torchscript, load_pickle, load_torchscript
 from .checkpoint import METADATA_KEY, Header, LazyTensors
 from .config import Activation, ImageConfig, ModelConfig, TextConfig
 
@@ -154,12 +154,12 @@ def read_source(path: str | Path) -> Source:
     if _is_safetensors(path):
         return _read_safetensors(path)
     if is_torchscript(path):
-        tensors, _ = _clip_tensors(load_torchscript(path), path)
+        tensors, _ = _clip_tensors(_plain(load_torchscript(path), path), path)
         says = f"{path.name} is a TorchScript archive as OpenAI's, which are QuickGELU"
         return Source(path=path, layout="torchscript", tensors=tensors, claims={says: "quick_gelu"})
     if path.suffix in (".json", ".txt", ".md"):
         raise ValueError(f"{path} is no weight file; give the file with the tensors or its folder")
-    raw = _find_state_dict(load_pickle(path), path)
+    raw = _plain(_find_state_dict(load_pickle(path), path), path)
     return _read_tensors(raw, path, layout="pickle")
 
 
@@ -216,6 +216,26 @@ def _read_tensors(raw: Mapping[str, Tensor], path: Path, *, layout: Layout) -> S
             Source(path=path, layout="huggingface", tensors=tensors), path.parent
         )
     return _with_open_clip_config(Source(path=path, layout=layout, tensors=tensors), path.parent)
+
+
+def _plain(raw: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """The tensors, all of them ordinary, in memory, and together no larger than the file allows.
+
+    A pickle can say that a tensor of any shape is the same few bytes read again and again.
+    """
+    for name, tensor in raw.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError(
+                f"{path}: {name} is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device};"
+                " expected a plain one, with numbers"
+            )
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in raw.values())
+    size = path.stat().st_size
+    if claimed > LARGEST_GROWTH * size + SLACK:
+        raise ValueError(
+            f"{path} has {size} bytes, but its tensors claim {claimed}; it is damaged or hostile"
+        )
+    return raw
 
 
 CLIP_ANCHOR = "visual.conv1.weight"

@@ -11,10 +11,20 @@ BACKGROUND = -1
 
 
 class Segmentation(NamedTuple):
-    """Which class each pixel belongs to."""
+    """Which class each pixel belongs to. In a notebook it shows itself as a picture."""
 
     labels: Tensor  # [b, h, w] int64: index into the class names, or -1 for background
     probabilities: Tensor  # [b, classes, h, w] float32; background words take the rest to 1
+
+    def _repr_png_(self) -> bytes:
+        from .labels import label_png  # drawing is not needed otherwise
+
+        return label_png(from_zero(self.labels), self.probabilities.shape[1])
+
+
+def from_zero(labels: Tensor) -> Tensor:
+    """Labels of `Segmentation`, counted so that background is 0 and class k is k + 1."""
+    return labels - BACKGROUND
 
 
 def label_maps(

@@ -69,7 +69,7 @@ class ImageTransform:
             raise TypeError(f"expected a PIL image, got {type(image).__name__}; {_advice(image)}")
         height, width = _target_size(self.size, image.height, image.width)
         # PIL counts (width, height).
-        resized = _to_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
+        resized = to_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(resized))  # [h, w, 3] uint8
         colours = rearrange(pixels, "h w c -> c h w").contiguous().float() / 255  # [3, h, w]
         mean = torch.tensor(self.mean, dtype=torch.float32)[:, None, None]  # [3, 1, 1]
@@ -106,7 +106,8 @@ def _target_size(size: int | tuple[int, int], height: int, width: int) -> tuple[
     return size, int(size * width / height)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB, as `ImageTransform` describes it. Raises ValueError for mode F."""
     if image.mode == "F":
         raise ValueError(
             "mode F (32-bit float) has no fixed range; scale the values to 0..255 and "

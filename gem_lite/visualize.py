@@ -31,6 +31,7 @@ COLOURS = np.array(
 )
 SHEET_COLUMNS = 4
 GAP = 8  # pixels between the pictures of a sheet
+LEGEND_LETTERS = 80  # of a name; what is longer is cut
 
 
 def visualize(
@@ -89,6 +90,8 @@ def titled(picture: Image.Image, title: str) -> Image.Image:
     font = ImageFont.load_default(size)
     text = _drawable(title) or " "
     room = picture.width - GAP
+    if len(text) > max(1, picture.width):  # wider than a pixel each: measured once, not often
+        text = text[: max(1, picture.width)] + "\N{HORIZONTAL ELLIPSIS}"
     while size > smallest and font.getlength(text) > room:
         size -= 1
         font = ImageFont.load_default(size)
@@ -163,6 +166,10 @@ def _with_legend(picture: Image.Image, names: Sequence[str]) -> Image.Image:
     size = min(22, max(12, 2 * _text_size(picture) // 3))
     font = ImageFont.load_default(size)
     texts = [_drawable(name) for name in names]
+    texts = [
+        text if len(text) <= LEGEND_LETTERS else text[:LEGEND_LETTERS] + "\N{HORIZONTAL ELLIPSIS}"
+        for text in texts
+    ]
     steps = [round(font.getlength(text) + 2.2 * size) for text in texts]  # square, text and gap
     room, columns = picture.width - GAP, max(1, len(texts))
     if sum(steps) > room:  # in columns, as wide as the longest
@@ -189,9 +196,14 @@ def _text_size(picture: Image.Image) -> int:
 
 
 def _drawable(text: str) -> str:
-    """One line without accents: Pillow's own font has the letters of English only."""
+    """One line without accents: Pillow's own font has the letters of English only.
+
+    What cannot be printed is left out: control characters, marks of direction, halves of letters.
+    """
     letters = unicodedata.normalize("NFKD", " ".join(text.split()))
-    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return "".join(
+        letter for letter in letters if letter.isprintable() and not unicodedata.combining(letter)
+    )
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

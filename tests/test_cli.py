@@ -1,5 +1,6 @@
 """The command line: what it writes and prints, and one line with exit code 2 for a mistake."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from PIL import Image
 from small import small_model
 
 import gem_lite as gem
-from gem_lite.cli import main
+from gem_lite.cli import COMMANDS, main
 from gem_lite.visualize import contact_sheet, visualize
 
 ROOT = Path(__file__).parent.parent
@@ -124,10 +125,13 @@ def test_output_may_lie_deep(folder: Path, run: Run) -> None:
 BAD_INPUTS: dict[str, tuple[list[str], str]] = {
     "no such file": (["none.png", "--prompts", "cat"], "no picture at none.png"),
     "a name of two lines": (["no\nne.png", "--prompts", "cat"], "no picture at no ne.png"),
-    "one of two": (["photos/a.png", "none.png", "--prompts", "cat"], "no picture at none.png"),
+    "a pattern that fits nothing": (["photos/*.bmp", "--prompts", "cat"], "no pictures match"),
     "an empty folder": (["empty", "--prompts", "cat"], "no pictures in the folder empty"),
-    "no picture": (["photos/notes.txt", "--prompts", "cat"], "notes.txt is no picture that Pillow"),
-    "a cut picture": (["cut.png", "--prompts", "cat"], "cut.png cannot be read as a picture"),
+    "an empty word": (["photos/a.png", "--prompts", "cat", " "], "--prompts has an empty word"),
+    "a template without its place": (
+        ["photos/a.png", "--prompts", "cat", "--template", "a photo"],
+        "has no {} where the word goes",
+    ),
     "output is a file": (
         ["photos/a.png", "--prompts", "cat", "--output", "photos/b.jpg"],
         "b.jpg is a file; give the name of a folder",
@@ -159,7 +163,6 @@ BAD_INPUTS: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize(("arguments", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS)
 def test_mistakes(arguments: list[str], message: str, folder: Path, run: Run) -> None:
     (folder / "empty").mkdir()
-    (folder / "cut.png").write_bytes(Path("photos/a.png").read_bytes()[:900])
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("gem-lite: ") and message in err, err
@@ -203,7 +206,16 @@ def test_no_weights_offline(
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [tuple(line.split()) for line in lines] == gem.available_models()
+    assert [tuple(line.split()[:2]) for line in lines] == gem.available_models()
+    local = [line for line in lines if len(line.split()) > 2]
+    assert main(["models", "--local"]) == 0
+    assert capsys.readouterr().out.splitlines() == local
+    assert any(line.startswith("tiny-emoji") for line in local)
+    assert main(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["tag"]) for row in listed] == gem.available_models()
+    for row in listed:
+        assert row["file"] is None or Path(row["file"]).is_file()
 
 
 def test_convert_names_what_it_wrote(
@@ -249,7 +261,7 @@ def test_arguments_that_do_not_parse(
     assert err.startswith("gem-lite") and len(err.splitlines()) == 1, err
 
 
-@pytest.mark.parametrize("command", [[], ["heatmap"], ["models"], ["convert"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([*command, "--help"])

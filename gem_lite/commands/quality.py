@@ -1,0 +1,44 @@
+"""`gem-lite bench-quality`: GEM settings scored on labelled collages."""
+
+import argparse
+from pathlib import Path
+
+from ..quality import report
+from ..scenes import Sprites
+from .console import say
+from .model import SHIPPED, add_model_arguments, load_model
+
+HELP = "score GEM settings on labelled collages with a known truth"
+EXAMPLES = """\
+gem-lite bench-quality --count 8
+gem-lite bench-quality --count 8 --gem-depth 5 --ss-attn-temp adaptive
+"""
+
+# The few drawings that a checkout carries for this.
+SPRITES = Path(__file__).resolve().parents[2] / "examples" / "scenes" / "sprites.npz"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `gem-lite bench-quality`; the model in the box is its default."""
+    parser.add_argument("--count", type=int, default=64, help="collages (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--sprites", type=Path, help="drawings; default: a checkout's own few")
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table of figures."""
+    path = args.sprites or SPRITES
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no drawings at {path}; run in a checkout, or give --sprites (the file that"
+            " examples/train_tiny/pictures.py writes)"
+        )
+    if args.count < 1:
+        raise ValueError(f"--count is {args.count}; expected at least 1")
+    if args.model is None and args.pretrained is None:
+        args.model, args.pretrained = SHIPPED  # the collages are of what it knows
+    model, transform = load_model(args)
+    header = model.header
+    say(f"{header.model} {header.pretrained}, {model.network.gem}\n")
+    say(report(model, transform, Sprites.load(path), seed=args.seed, count=args.count))

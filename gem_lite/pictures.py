@@ -1,0 +1,63 @@
+"""Opening pictures that somebody else made: upright, in a known format, of bounded size."""
+
+from pathlib import Path
+from typing import IO
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .transform import to_rgb
+
+# What Pillow decodes by itself. Left out are formats that it hands to another program (EPS) and
+# those that nobody takes photographs in, whose readers are the least tested.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+ENDINGS = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".pgm", ".ppm", ".avif", ".jp2"),
+)
+MAX_PIXELS = 80_000_000  # more than any camera, 240 MB as RGB; Pillow warns a little above it
+
+
+class PictureError(ValueError):
+    """A file is no picture, a damaged one, or one that is too large."""
+
+
+def open_picture(
+    source: str | Path | IO[bytes], *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """The first frame of a picture in RGB, turned as its EXIF orientation says.
+
+    source: a path, or an open binary file, which then needs a `name` for messages. The number of
+    pixels is read from the file's head and checked before anything is decoded.
+    Raises FileNotFoundError, or PictureError (a ValueError) for what is no picture of `FORMATS`,
+    is damaged or cut short, or has more than `max_pixels`.
+    """
+    shown = name or str(source)
+    if isinstance(source, str | Path) and not Path(source).is_file():
+        raise FileNotFoundError(f"no picture at {shown}")
+    Image.init()
+    known = [kind for kind in FORMATS if kind in Image.OPEN]  # a Pillow may lack some
+    try:
+        with Image.open(source, formats=known) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise PictureError(
+                    f"{shown} has {width} x {height} pixels; expected at most"
+                    f" {max_pixels / 1e6:g} million: make it smaller first"
+                )
+            picture.load()
+            return to_rgb(_upright(picture))
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{shown} is no picture that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{shown} is too large: {error}") from error
+    except Exception as error:  # a damaged file breaks its decoder in every way there is
+        raise PictureError(f"{shown} cannot be read as a picture ({error})") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # damaged EXIF data says nothing; the pixels are fine
+        return picture.copy()

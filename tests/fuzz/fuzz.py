@@ -1,0 +1,141 @@
+"""Coverage-guided fuzzing of what reads foreign bytes; README.md says how to run it.
+
+python tests/fuzz/fuzz.py checkpoint|safetensors|image|tokenizer CORPUS [libFuzzer options]
+"""
+
+import io
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
+
+
+def checkpoint(data: bytes) -> None:
+    """Any weight file: read, and every tensor of it taken."""
+    from gem_lite.layouts import read_source
+
+    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        file.write(data)
+        file.flush()
+        try:
+            source = read_source(Path(file.name))
+            for name in list(source.tensors)[:200]:
+                source.tensors[name].sum()
+        except (ValueError, FileNotFoundError):
+            pass
+
+
+def safetensors(data: bytes) -> None:
+    """A file of ours: header and weights."""
+    from gem_lite.checkpoint import load
+
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        file.write(data)
+        file.flush()
+        try:
+            load(file.name)
+        except (ValueError, FileNotFoundError):
+            pass
+
+
+def image(data: bytes) -> None:
+    """A picture, opened and made a tensor; small, so that a run has many."""
+    from gem_lite.pictures import open_picture
+    from gem_lite.transform import ImageTransform
+
+    try:
+        picture = open_picture(io.BytesIO(data), name="it", max_pixels=1_000_000)
+    except ValueError:
+        return
+    assert picture.mode == "RGB"
+    tensor = ImageTransform((16, 16))(picture)
+    assert tensor.shape == (3, 16, 16) and bool(tensor.isfinite().all())
+
+
+_TOKENIZERS: list = []
+
+
+def tokenizer(data: bytes) -> None:
+    """Any text, lone surrogates included, and back again."""
+    from gem_lite.tokenizer import Tokenizer
+
+    if not _TOKENIZERS:
+        _TOKENIZERS.append(Tokenizer(vocab_size=2000))
+    tokens = _TOKENIZERS[0]
+    text = data.decode("utf-8", errors="replace")
+    if data[:1] == b"\x00":
+        text += "\ud800"  # half a letter, as JSON can hold
+    rows = tokens(text)
+    assert rows.shape == (1, 77) and int(rows.max()) < 2000
+    ids = tokens.encode(text)
+    assert len(ids) <= 4 * len(text.encode("utf-8", "surrogatepass")) + 8
+    tokens.decode(ids)
+
+
+TARGETS = {each.__name__: each for each in (checkpoint, safetensors, image, tokenizer)}
+
+
+def seeds(folder: Path, target: str) -> None:
+    """Small valid inputs to begin from."""
+    import torch
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if target == "tokenizer":
+        for index, text in enumerate(
+            ("a photo of a cat.", "&amp;lt; caf\u00e9 \u202e \U0001f408", "")
+        ):
+            (folder / f"text{index}").write_bytes(text.encode())
+    elif target == "image":
+        picture = Image.linear_gradient("L").resize((9, 7))
+        for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+            for mode in ("L", "RGB"):
+                picture.convert(mode).save(folder / f"{kind}-{mode}", kind)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture.save(folder / "exif", "JPEG", exif=exif)
+        picture.convert("P").save(folder / "palette", "PNG", transparency=b"\x00\x7f")
+        picture.convert("CMYK").save(folder / "cmyk", "JPEG")
+        picture.convert("I").save(folder / "sixteen", "PNG")
+    else:
+        from safetensors.torch import save_file
+        from small import small_header
+
+        state = {"visual.proj": torch.zeros(2, 2), "logit_scale": torch.zeros(())}
+        torch.save({"state_dict": state}, folder / "new.pt")
+        torch.save(state, folder / "old.pt", _use_new_zipfile_serialization=False)
+        module = torch.nn.Linear(2, 2)
+        torch.jit.save(torch.jit.script(module), folder / "script.pt")
+        metadata = {"gem_lite": small_header().to_json()}
+        save_file(state, folder / "own", metadata=metadata)
+        save_file(state, folder / "foreign")
+
+
+def main() -> None:
+    """Run one target under atheris."""
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    if sys.argv[1] == "--seeds":
+        for target in TARGETS:
+            seeds(Path(sys.argv[2]) / target, target)
+        return
+    import atheris
+
+    warnings.simplefilter("ignore")
+    target = TARGETS[sys.argv.pop(1)]
+    with atheris.instrument_imports(
+        include=["gem_lite", "PIL", "zipfile", "pickle", "ftfy", "torch._weights_only_unpickler"]
+    ):
+        import gem_lite.layouts
+        import gem_lite.pictures
+        import gem_lite.tokenizer  # noqa: F401
+    # The fuzzer's own name first, then the corpus and the options.
+    atheris.Setup([sys.argv[0], *sys.argv[1:]], target)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
