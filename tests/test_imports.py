@@ -35,6 +35,7 @@ RULES: dict[str, set[str]] = {
     "transform": {"config"},
     "visualize": {"config"},
     "segment": {"heatmap"},
+    "windows": {"heatmap"},
     "scenes": set(),
     "predictor": {
         "checkpoint",
@@ -46,6 +47,7 @@ RULES: dict[str, set[str]] = {
         "tokenizer",
         "transform",
         "visualize",
+        "windows",
     },
 }
 # The layers above the predictor may import anything below them; this is their order.
@@ -129,7 +131,10 @@ def test_only_main_imports_the_command_line() -> None:
 
 def test_the_network_needs_no_strings_and_no_pictures() -> None:
     """Who has token ids and image tensors needs only torch and einops; safetensors to load."""
-    for name in ("config", "attention", "blocks", "image", "text", "model", "heatmap", "segment"):
+    for name in (
+        *("config", "attention", "blocks", "image", "text", "model"),
+        *("heatmap", "segment", "windows"),
+    ):
         assert foreign_imports(TREES[name]) & THIRD_PARTY <= {"torch", "einops"}, name
     assert foreign_imports(TREES["checkpoint"]) & THIRD_PARTY == {"torch", "safetensors"}
     assert not foreign_imports(TREES["config"]) & THIRD_PARTY
