@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from .config import ACTIVATIONS
 from .convert import convert
 from .demo import demo_picture, demo_sheet
+from .evaluation.command import add_evaluate_arguments
 from .factory import DTYPES, checked_device, create_model_and_transforms, header_for
 from .layouts import read_source
 from .pretrained import available_models, default_file_name, fetch_source, find_row, known_row
@@ -94,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     quality.add_argument("--sprites", type=Path, help="drawings; default: a checkout's own few")
     quality.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     quality.set_defaults(run=_bench_quality)
+
+    evaluating = commands.add_parser("evaluate", help="mIoU on the field's data sets")
+    add_evaluate_arguments(evaluating)
 
     converting = commands.add_parser("convert", help="another layout's weights into a file of ours")
     add_convert_arguments(converting)

@@ -13,6 +13,7 @@ from .checkpoint import Header, write
 from .heatmap import heat_maps
 from .image import ImageFeatures
 from .model import GEMNetwork
+from .refine import neighbour_weights, refine
 from .segment import Segmentation, label_chunks
 from .tokenizer import Tokenizer
 from .visualize import visualize
@@ -159,6 +160,7 @@ class GEMPredictor(nn.Module):
         stride: int | tuple[int, int] | None = None,
         short_side: int | None = None,
         flip: bool = False,
+        refine_steps: int = 0,
         size: tuple[int, int] | None = None,
         templates: Templates = TEMPLATE,
         return_ori: bool = False,
@@ -176,7 +178,8 @@ class GEMPredictor(nn.Module):
         (`label_chunks` has the reason for 50, and says what rival_names and min_area do).
         short_side: resize the images to it first, ratio kept. window, stride: (h, w) or a side in
         pixels; score overlapping windows and average (stride defaults to half a window), `batch`
-        windows in one forward pass. flip: average with the mirrored image. size: (h, w) of the
+        windows in one forward pass. flip: average with the mirrored image. refine_steps: let maps
+        spread to pixels of like colour so often (`refine.py`; 5 is good). size: (h, w) of the
         result, default that of the images given. chunk: names whose maps are in memory at a time;
         default as many as fit in 64 MB. No gradients are kept; `label_maps` of `forward`'s maps
         has them.
@@ -213,8 +216,12 @@ class GEMPredictor(nn.Module):
             batch=batch,
         )
 
+        weights = neighbour_weights(images) if refine_steps else None
+
         def maps(chosen: Sequence[int]) -> Tensor:
             made = window_maps(found, text[list(chosen)])  # [b, k, h, w]
+            if weights is not None:
+                made = refine(made, weights, steps=refine_steps)
             if made.shape[-2:] == size:
                 return made
             return F.interpolate(made, size=size, mode="bilinear", align_corners=False)
