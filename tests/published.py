@@ -26,7 +26,7 @@ class Made:
     classes: int
 
 
-def make(dataset: str, root: Path, *, count: int = 4, seed: int = 0, raw: bool = False) -> Made:
+def make(dataset: str, root: Path, *, count: int = 3, seed: int = 0, raw: bool = False) -> Made:
     """raw: where the field converts the published labels first, leave them as published."""
     file = NAMES_FILES.get(dataset, dataset)
     sprites = Sprites.load(SPRITES).select(styles=["noto", "fluent-emoji-flat"])

@@ -23,7 +23,7 @@ import gem_lite
 from gem_lite.cli import main
 from gem_lite.evaluation import command
 from gem_lite.evaluation import run as running
-from gem_lite.scenes import Sprites
+from gem_lite.scenes import Sprites, scenes
 
 ROOT = Path(__file__).parent.parent
 MODEL = ["--model", "tiny-emoji", "--pretrained", "v1"]
@@ -89,7 +89,10 @@ def test_published_layouts(dataset: str, raw: bool, run: Run, tmp_path: Path) ->
     made = make(dataset, tmp_path / "data", raw=raw)
     arguments = ["--dataset", dataset, "--root", made.root, "--names", made.names, *QUICK]
     seen = {}
-    for method, flags in (("gem", []), ("plain", ["--plain"])):
+    methods = {"gem": [], "plain": ["--plain"]}
+    for method, flags in methods.items():
+        if method == "plain" and dataset not in ("voc20", "voc21"):
+            continue
         out = tmp_path / method
         code, text, _ = run(*arguments, "--output", out, "--save-predictions", *flags)
         assert code == 0
@@ -102,25 +105,26 @@ def test_published_layouts(dataset: str, raw: bool, run: Run, tmp_path: Path) ->
         assert f"miou {100 * miou:.2f}" in text
         assert sorted(path.stem for path in (out / "predictions").iterdir()) == sorted(made.truth)
         assert not list(out.glob("partial*"))
-    assert seen["gem"]["pixel_accuracy"] > seen["plain"]["pixel_accuracy"] + 0.15
-    wide = {"voc20": 0.15, "voc21": 0.15, "cityscapes": 0.15}.get(dataset, 0.03)
-    assert seen["gem"]["miou"] > seen["plain"]["miou"] + wide
+    # Of many classes only a few occur, and each that is found by mistake counts as a zero in mIoU.
+    assert seen["gem"]["pixel_accuracy"] > 0.1
+    if "plain" in seen:
+        assert seen["gem"]["pixel_accuracy"] > seen["plain"]["pixel_accuracy"] + 0.15
+        assert seen["gem"]["miou"] > seen["plain"]["miou"] + 0.03
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, palette labels and a names file; the first row of pixels is not counted."""
     root = tmp_path_factory.mktemp("data") / "made"
-    made = make("voc21", root.parent / "voc", count=8, seed=3)
-    concepts = Sprites.load(ROOT / "examples/scenes/sprites.npz").concepts
-    base = made.root / "VOCdevkit" / "VOC2012"
-    for name, truth in made.truth.items():
-        stored = truth.copy()
-        stored[0] = 255
-        save(root / "labels" / f"{name}.png", stored, palette=True)
-        (root / "images").mkdir(exist_ok=True)
-        shutil.copy(base / "JPEGImages" / f"{name}.jpg", root / "images")
-    (root / "names.txt").write_text("# the drawings\n" + "\n".join(concepts[:20]) + "\n")
+    names = ["airplane", "banana", "car", "guitar", "pizza", "strawberry"]
+    sprites = Sprites.load(ROOT / "examples/scenes/sprites.npz")
+    sprites = sprites.select(styles=["noto"], names=names)
+    for number, scene in enumerate(scenes(sprites, seed=3, count=8, things=(3, 3), jitter=0.0)):
+        labels = np.array([0, *(names.index(name) + 1 for name in scene.names)])[scene.mask]
+        labels[0] = 255
+        save(root / "labels" / f"picture {number}.png", labels[:100], palette=True)
+        save(root / "images" / f"picture {number}.jpg", scene.image[:100])
+    (root / "names.txt").write_text("# the drawings\n" + "\n".join(names) + "\n")
     return root
 
 
@@ -137,7 +141,7 @@ def test_a_folder_pair_and_its_files(run: Run, folder: Path, tmp_path: Path) -> 
     )
     with open(tmp_path / "gem" / "classes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["class"] for row in rows][:2] == ["background", "airplane"] and len(rows) == 21
+    assert [row["class"] for row in rows][:2] == ["background", "airplane"] and len(rows) == 7
     values = [float(row["IoU"]) for row in rows if row["IoU"]]
     assert np.mean(values) == pytest.approx(result["miou"], abs=1e-12)
     assert result["settings"]["square"] == 128 and result["settings"]["scale"] == 50
@@ -188,7 +192,7 @@ def test_text_is_encoded_once(
     monkeypatch.setattr(model.network, "encode_text", counted)
     arguments = ["--dataset", "folder", "--root", folder, *QUICK, "--output", tmp_path]
     assert run(*arguments, "--limit", "4")[0] == 0
-    assert calls == [21]
+    assert calls == [7]
 
 
 # ---- killed and gone on with
@@ -249,7 +253,7 @@ def test_a_partial_file_of_another_run_is_not_mixed_in(
         "pixel_task",
         lambda *a, **k: running.Task(
             load(*a, **k).names,
-            (21, 21),
+            (7, 7),
             lambda index: (_ for _ in ()).throw(KeyboardInterrupt),
             max,
         ),
@@ -303,7 +307,7 @@ def test_wrong_labels(run: Run, folder: Path, tmp_path: Path) -> None:
     for stored, message in (
         (
             Image.new("L", size, 33),
-            "holds the value 33, which folder with 20 classes does not have",
+            "holds the value 33, which folder with 6 classes does not have",
         ),
         (Image.new("L", (5, 7)), "has 7 x 5 pixels"),
         (Image.new("RGB", size), "has mode RGB"),

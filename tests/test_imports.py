@@ -13,6 +13,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gem_lite"
 FILES = sorted(PACKAGE.glob("*.py"))
 TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+EVALUATION = {
+    f"evaluation.{path.stem}": ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted((PACKAGE / "evaluation").glob("*.py"))
+}
 
 # Each module, and what of ours it may import: nothing that stands to its right or in another row.
 RULES: dict[str, set[str]] = {
@@ -36,6 +40,10 @@ RULES: dict[str, set[str]] = {
     "visualize": {"config"},
     "segment": {"heatmap"},
     "windows": {"heatmap"},
+    "refine": set(),
+    "boxes": set(),
+    "palette": {"visualize"},
+    "ranks": set(),
     "scenes": set(),
     "predictor": {
         "checkpoint",
@@ -43,6 +51,7 @@ RULES: dict[str, set[str]] = {
         "heatmap",
         "image",
         "model",
+        "refine",
         "segment",
         "tokenizer",
         "transform",
@@ -51,7 +60,7 @@ RULES: dict[str, set[str]] = {
     },
 }
 # The layers above the predictor may import anything below them; this is their order.
-OUTER = ["predictor", "factory", "quality", "demo", "app", "cli", "__main__"]
+OUTER = ["predictor", "factory", "quality", "demo", "evaluation", "app", "cli", "__main__"]
 THIRD_PARTY = {"torch", "safetensors", "PIL", "numpy", "einops", "ftfy", "regex"}
 
 
@@ -112,6 +121,24 @@ def test_imports_go_one_way(name: str) -> None:
         assert used <= allowed, used - allowed
 
 
+def test_the_evaluation_stands_above_the_factory_and_below_the_command_line() -> None:
+    allowed = set(RULES) | set(OUTER[: OUTER.index("evaluation")])
+    for name, tree in EVALUATION.items():
+        for node in imports(tree):
+            if isinstance(node, ast.ImportFrom) and node.level == 2:
+                assert node.module is not None and node.module in allowed, name
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert node.module is not None and not node.module.startswith("gem_lite"), name
+        foreign = {each for each in foreign_imports(tree) if each not in sys.stdlib_module_names}
+        assert foreign <= THIRD_PARTY, name
+
+
+def test_only_the_command_prints() -> None:
+    for name, tree in EVALUATION.items():
+        calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert "print" not in calls or name == "evaluation.command", name
+
+
 def test_the_rules_have_no_circle() -> None:
     rest = dict(RULES)
     while rest:
@@ -133,7 +160,7 @@ def test_the_network_needs_no_strings_and_no_pictures() -> None:
     """Who has token ids and image tensors needs only torch and einops; safetensors to load."""
     for name in (
         *("config", "attention", "blocks", "image", "text", "model"),
-        *("heatmap", "segment", "windows"),
+        *("heatmap", "segment", "windows", "refine"),
     ):
         assert foreign_imports(TREES[name]) & THIRD_PARTY <= {"torch", "einops"}, name
     assert foreign_imports(TREES["checkpoint"]) & THIRD_PARTY == {"torch", "safetensors"}
