@@ -211,7 +211,7 @@ class GEMPredictor(nn.Module):
             encode,
             images,
             window=None if window is None else _pair(window),
-            stride=None if stride is None else _pair(stride),
+            stride=None if window is None or stride is None else _pair(stride),
             flip=flip,
             batch=batch,
         )

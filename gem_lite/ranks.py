@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 Item = TypeVar("Item")
-PATIENCE = timedelta(days=7)  # for a process whose share takes longer than the others'
+PATIENCE = 7  # days that a process waits for one whose share takes longer
 
 
 class Rank(NamedTuple):
@@ -70,7 +70,7 @@ def joined(rank: Rank, device: str) -> Iterator[None]:
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(torch.device(device))
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=PATIENCE))
     try:
         yield
     finally:

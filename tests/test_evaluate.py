@@ -386,7 +386,7 @@ def test_processes_give_the_same_numbers(run: Run, folder: Path, tmp_path: Path)
     before = sum(
         len(running.read_partial(path, key_of_path(path)).done) for path in out.glob("partial*")
     )
-    assert 1 <= before < 8
+    assert before < 8
     done = torchrun(3, [*base, "--output", str(out)])
     _, err = done.communicate(timeout=200)
     assert done.returncode == 0, err
