@@ -148,7 +148,7 @@ def test_points_that_cannot_be_read(tmp_path: Path) -> None:
         open_points(root)
     listing.write_text(good)
     (root / "validation" / "000595fe6fee6369.jpg").unlink()
-    with pytest.raises(LayoutError, match="names 000595fe6fee6369, but there is no"):
+    with pytest.raises(LayoutError, match="name 000595fe6fee6369, but there is no"):
         open_points(root)
 
 
