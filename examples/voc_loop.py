@@ -125,8 +125,7 @@ def evaluate(
             own = F.interpolate(one[None], size=size, mode="bilinear", align_corners=False)
             found = label_maps(own, scale=scale, threshold=threshold if background else None)
             truth = mask if background else mask.masked_fill(mask == 0, NOT_COUNTED)
-            # Labels count from the first name, masks from background.
-            counts += confusion(truth, found.labels[0].cpu() + 1, classes)
+            counts += confusion(truth, found.labels[0].cpu(), classes)
     return counts
 
 

@@ -1,17 +1,20 @@
 """GEM (Grounding Everything, arXiv 2312.00878) in plain PyTorch: heat maps for words."""
 
 from ._version import __version__
+from .boxes import Box, boxes, points
 from .config import ARCHITECTURES, GEMConfig, ImageConfig, ModelConfig, TextConfig
 from .factory import create_gem_model, create_model_and_transforms, get_tokenizer
 from .fetch import FetchError
+from .palette import class_areas, label_picture, save_labels
 from .predictor import DenseFeatures, GEMPredictor, save
 from .pretrained import available_models
 from .segment import Segmentation
 from .transform import get_gem_img_transform
-from .visualize import visualize
+from .visualize import label_overlay, visualize
 
 __all__ = [
     "ARCHITECTURES",
+    "Box",
     "DenseFeatures",
     "FetchError",
     "GEMConfig",
@@ -22,10 +25,16 @@ __all__ = [
     "TextConfig",
     "__version__",
     "available_models",
+    "boxes",
+    "class_areas",
     "create_gem_model",
     "create_model_and_transforms",
     "get_gem_img_transform",
     "get_tokenizer",
+    "label_overlay",
+    "label_picture",
+    "points",
     "save",
+    "save_labels",
     "visualize",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from .commands import app, convert, demo, heatmap, models, quality, segment
+from .commands import app, convert, demo, evaluate, heatmap, models, quality, segment
 from .commands.console import one_line, tell
 from .commands.model import SHIPPED
 from .demo import DEMO_PICTURE
@@ -18,6 +18,7 @@ from .pretrained import find_file, known_row
 COMMANDS: dict[str, ModuleType] = {
     "heatmap": heatmap,
     "segment": segment,
+    "evaluate": evaluate,
     "app": app,
     "models": models,
     "convert": convert,

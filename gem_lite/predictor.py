@@ -14,13 +14,16 @@ from .checkpoint import Header, write
 from .heatmap import heat_maps
 from .image import ImageFeatures
 from .model import GEMNetwork
-from .segment import Segmentation, label_maps, sliding_window
+from .refine import neighbour_weights, refine
+from .segment import Segmentation, label_chunks
 from .tokenizer import Tokenizer
 from .visualize import visualize
+from .windows import window_features, window_maps
 
 TEMPLATE = "a photo of a {}."
 CACHED_PROMPTS = 4096
 TOKENS_AT_ONCE = 2048  # of text
+CHUNK_BYTES = 64 * 2**20  # maps of one chunk of names in `segment`
 
 Prompts = Sequence[str] | Tensor
 Templates = str | Sequence[str]
@@ -174,60 +177,97 @@ class GEMPredictor(nn.Module):
         image = F.normalize(self._image_features(images).clip[:, 0].float(), dim=-1)  # [b, e]
         return (self.network.logit_scale.float().exp() * image @ text.T).softmax(dim=-1)
 
+    @torch.no_grad()
     def segment(
         self,
         images: Tensor,
         class_names: Sequence[str | Sequence[str]],
         *,
-        background: Sequence[str] = (),
+        background: float | Sequence[str] | None = None,
         threshold: float | None = None,
         scale: float = 50.0,
         window: int | tuple[int, int] | None = None,
         stride: int | tuple[int, int] | None = None,
+        short_side: int | None = None,
+        flip: bool = False,
+        refine_steps: int = 0,
         size: tuple[int, int] | None = None,
         templates: Templates = TEMPLATE,
         return_ori: bool = False,
+        rival_names: bool = False,
+        min_area: float = 0.0,
+        chunk: int | None = None,
+        batch: int = 8,
     ) -> Segmentation:
         """Label maps: for each pixel the class whose scaled cosine wins, or background.
 
         images: [b, 3, h, w]; class_names: words, or lists of synonyms of which the best counts.
-        background: words that stand for background; threshold: a pixel whose best probability is
-        lower is background. scale: inverse temperature of the softmax over classes.
-        window, stride: (h, w) or a side in pixels; score overlapping windows and average
-        (stride defaults to half a window). size: (h, w) of the result, default the images'.
-        Returns Segmentation(labels [b, h, w], -1 = background; probabilities [b, classes, h, w]).
+        background: a probability below which a pixel's best class does not count, or words that
+        compete for the pixels of background; None = every pixel gets a class. `threshold` is that
+        probability for use beside words. scale: inverse temperature of the softmax over classes
+        (`label_chunks` has the reason for 50, and says what rival_names and min_area do).
+        short_side: resize the images to it first, ratio kept. window, stride: (h, w) or a side in
+        pixels; score overlapping windows and average (stride defaults to half a window), `batch`
+        windows in one forward pass. flip: average with the mirrored image. refine_steps: let maps
+        spread to pixels of like colour so often (`refine.py`; 5 is good). size: (h, w) of the
+        result, default that of the images given. chunk: names whose maps are in memory at a time;
+        default as many as fit in 64 MB. No gradients are kept; `label_maps` of `forward`'s maps
+        has them.
+        Returns Segmentation(labels [b, h, w], 0 = background, k + 1 = class k; confidence
+        [b, h, w], the winner's probability). Raises TypeError or ValueError for unusable input.
         """
         images = self._checked_images(images)
-        if isinstance(class_names, str | Tensor):
-            raise TypeError(f"class_names is {_kind(class_names)}; expected a list of names")
-        classes = [[names] if isinstance(names, str) else list(names) for names in class_names]
-        if isinstance(background, str):
-            raise TypeError("background is a string; expected a list of words")
-        every = [*classes, *([word] for word in background)]
-        groups = [group for group, names in enumerate(every) for _ in names]
-        if not classes or not all(every):
-            raise ValueError("expected at least one class, and at least one name for each")
-        text = self._encode_words(
-            _checked_prompts([name for names in every for name in names]), templates
+        size = (images.shape[-2], images.shape[-1]) if size is None else size
+        words = () if background is None or isinstance(background, float) else background
+        if isinstance(background, float):
+            if threshold is not None:
+                raise ValueError("background is a threshold already; leave out `threshold`")
+            threshold = background
+        groups, names, classes = _grouped(class_names, words)
+        text = self._encode_words(_checked_prompts(names), templates)  # [p, e]
+        if short_side is not None:
+            images = F.interpolate(
+                images.float(), _short(images, short_side), mode="bicubic", antialias=True
+            ).to(images.dtype)
+            self._check_covers_patch((images.shape[-2], images.shape[-1]), "resized images")
+        if window is not None:
+            self._check_covers_patch(_pair(window), "window")
+
+        def encode(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
+            features = self._image_features(part)
+            return (features.clip if return_ori else features.gem)[:, 1:], features.grid
+
+        found = window_features(
+            encode,
+            images,
+            window=None if window is None else _pair(window),
+            stride=None if window is None or stride is None else _pair(stride),
+            flip=flip,
+            batch=batch,
         )
 
-        def cosines(part: Tensor) -> Tensor:
-            features = self._image_features(part)
-            return self._maps(features, part, text, False, return_ori)
+        weights = neighbour_weights(images) if refine_steps else None
 
-        if window is None:
-            maps = cosines(images)
-        else:
-            window = _pair(window)
-            half = (max(window[0] // 2, 1), max(window[1] // 2, 1))
-            self._check_covers_patch(window, "window")
-            maps = sliding_window(
-                cosines, images, window=window, stride=half if stride is None else _pair(stride)
-            )
-        if size is not None:
-            maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-        return label_maps(
-            maps, groups=groups, classes=len(classes), scale=scale, threshold=threshold
+        def maps(chosen: Sequence[int]) -> Tensor:
+            made = window_maps(found, text[list(chosen)])  # [b, k, h, w]
+            if weights is not None:
+                made = refine(made, weights, steps=refine_steps)
+            if made.shape[-2:] == size:
+                return made
+            return F.interpolate(made, size=size, mode="bilinear", align_corners=False)
+
+        if chunk is None:
+            pixels = len(images) * max(size[0] * size[1], found.size[0] * found.size[1])
+            chunk = max(1, CHUNK_BYTES // (4 * pixels))
+        return label_chunks(
+            maps,
+            groups,
+            classes=classes,
+            scale=scale,
+            threshold=threshold,
+            rival_names=rival_names,
+            min_area=min_area,
+            chunk=chunk,
         )
 
     def visualize(
@@ -484,3 +524,31 @@ def _map_size(size: MapSize, images: Tensor, grid: tuple[int, int]) -> tuple[int
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
+
+
+def _grouped(
+    class_names: Sequence[str | Sequence[str]], background: Sequence[str]
+) -> tuple[list[int], list[str], int]:
+    """The class of each name, all names, and the number of classes; background words come last."""
+    if isinstance(class_names, str | Tensor):
+        raise TypeError(f"class_names is {_kind(class_names)}; expected a list of names")
+    if isinstance(background, str) or not isinstance(background, Sequence):
+        raise TypeError(
+            f"background is {_kind(background)}; expected a list of words, a probability such as"
+            " 0.5, or None"
+        )
+    classes = [[names] if isinstance(names, str) else list(names) for names in class_names]
+    every = [*classes, *([word] for word in background)]
+    if not classes or not all(every):
+        raise ValueError("expected at least one class, and at least one name for each")
+    groups = [group for group, names in enumerate(every) for _ in names]
+    return groups, [name for names in every for name in names], len(classes)
+
+
+def _short(images: Tensor, short_side: int) -> tuple[int, int]:
+    """(h, w) with the short side as given and the ratio kept."""
+    if short_side < 1:
+        raise ValueError(f"short_side is {short_side}; expected a positive number of pixels")
+    height, width = images.shape[-2:]
+    factor = short_side / min(height, width)
+    return round(height * factor), round(width * factor)

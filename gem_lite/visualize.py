@@ -126,8 +126,8 @@ def label_overlay(
 ) -> Image.Image:
     """A segmentation over its image, with a legend below.
 
-    image: as in `visualize`; labels: [h, w], index into names, negative = background (left as it
-    is). Raises TypeError or ValueError for input of the wrong kind or shape.
+    image: as in `visualize`; labels: [h, w], 0 = background (left as it is), k + 1 = names[k], as
+    `segment` gives them. Raises TypeError or ValueError for input of the wrong kind or shape.
     """
     if isinstance(names, str):
         raise TypeError(f"names is a string; expected a list: [{names!r}]")
@@ -135,10 +135,10 @@ def label_overlay(
         raise TypeError(f"labels is of type {type(labels).__name__}; expected a tensor [h, w]")
     if labels.ndim != 2 or labels.numel() == 0:
         raise ValueError(f"labels has shape {list(labels.shape)}; expected [h, w]")
-    if int(labels.max()) >= len(names):
+    if int(labels.min()) < 0 or int(labels.max()) > len(names):
         raise ValueError(
-            f"the largest label is {int(labels.max())}; expected labels below {len(names)}, the"
-            " number of names"
+            f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 for background"
+            f" to {len(names)}, the number of names"
         )
     _check_alpha(alpha)
     pixels = _pixels(image, mean, std)
@@ -149,14 +149,14 @@ def label_overlay(
     )
     shown = np.asarray(resized)
     colours = np.array([label_colour(index) for index in range(len(names))], dtype=np.float32)
-    painted = alpha * colours[np.maximum(shown, 0)] / 255 + (1 - alpha) * pixels
-    mixed = np.where(shown[..., None] >= 0, painted, pixels)
+    painted = alpha * colours[np.maximum(shown - 1, 0)] / 255 + (1 - alpha) * pixels
+    mixed = np.where(shown[..., None] > 0, painted, pixels)
     picture = Image.fromarray((mixed * 255).round().astype(np.uint8))
     return _with_legend(picture, names)
 
 
 def label_colour(index: int) -> tuple[int, int, int]:
-    """The colour of a label: golden-angle steps around the colour circle."""
+    """The colour of the index-th name: golden-angle steps around the colour circle."""
     hue = (0.61803 * index + 0.02) % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0 if index % 2 == 0 else 0.8)
     return round(255 * red), round(255 * green), round(255 * blue)

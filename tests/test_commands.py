@@ -278,8 +278,14 @@ def examples(name: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.startswith("  ")]
 
 
-# One fetches, the other serves until it is stopped (test_app.py).
-NOT_RUN = ("convert --model ViT-B/16 --pretrained openai", "app", "app --port 0 --open")
+# They fetch, serve until they are stopped (test_app.py), or need a data set (test_evaluate.py).
+NOT_RUN = (
+    "convert --model ViT-B/16 --pretrained openai",
+    "app",
+    "app --port 0 --open",
+    "evaluate --dataset voc21 --root VOCdevkit --protocol clearclip",
+    "evaluate --dataset folder --root photos --protocol gem --limit 100",
+)
 
 
 @pytest.mark.parametrize("line", [line for name in COMMANDS for line in examples(name)])

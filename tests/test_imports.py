@@ -19,9 +19,10 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in NAM
 # Each module, and what of ours it may import: nothing that stands to its right or in another row.
 RULES: dict[str, set[str]] = {
     "_version": set(),
+    "fast": set(),
     "config": set(),
     "attention": {"config"},
-    "blocks": {"attention", "config"},
+    "blocks": {"attention", "config", "fast"},
     "image": {"blocks", "config"},
     "text": {"blocks", "config"},
     "model": {"blocks", "config", "image", "text"},
@@ -37,19 +38,26 @@ RULES: dict[str, set[str]] = {
     "transform": {"config"},
     "pictures": {"transform"},
     "visualize": {"config"},
-    "labels": {"visualize"},
-    "segment": {"heatmap", "labels"},
+    "segment": {"heatmap", "palette"},
+    "windows": {"heatmap"},
+    "refine": set(),
+    "boxes": set(),
+    "palette": {"visualize"},
+    "ranks": set(),
     "scenes": set(),
     "predictor": {
         "checkpoint",
         "config",
+        "fast",
         "heatmap",
         "image",
         "model",
+        "refine",
         "segment",
         "tokenizer",
         "transform",
         "visualize",
+        "windows",
     },
 }
 # The layers above the predictor may import anything below them; this is their order.
@@ -58,6 +66,17 @@ OUTER = [
     "factory",
     "quality",
     "demo",
+    "evaluation.confusion",
+    "evaluation.names",
+    "evaluation.layouts",
+    "evaluation.datasets",
+    "evaluation.openimages",
+    "evaluation.progress",
+    "evaluation.protocols",
+    "evaluation.report",
+    "evaluation.run",
+    "evaluation.tasks",
+    "evaluation.command",
     "app.engine",
     "app.server",
     "commands.console",
@@ -67,6 +86,7 @@ OUTER = [
     "commands.app",
     "commands.convert",
     "commands.demo",
+    "commands.evaluate",
     "commands.heatmap",
     "commands.models",
     "commands.quality",
@@ -74,6 +94,7 @@ OUTER = [
     "cli",
     "__main__",
 ]
+READ_ONLY = {"torch.backends.cpu.get_cpu_capability"}
 THIRD_PARTY = {"torch", "safetensors", "PIL", "numpy", "einops", "ftfy", "regex"}
 
 
@@ -143,6 +164,15 @@ def test_imports_go_one_way(name: str) -> None:
         assert used <= allowed, used - allowed
 
 
+def test_only_the_command_prints() -> None:
+    for name, tree in TREES.items():
+        if name.startswith("evaluation."):
+            calls = [
+                ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)
+            ]
+            assert "print" not in calls or name == "evaluation.command", name
+
+
 def test_the_rules_have_no_circle() -> None:
     rest = dict(RULES)
     while rest:
@@ -162,7 +192,10 @@ def test_only_main_imports_the_command_line() -> None:
 
 def test_the_network_needs_no_strings_and_no_pictures() -> None:
     """Who has token ids and image tensors needs only torch and einops; safetensors to load."""
-    for name in ("config", "attention", "blocks", "image", "text", "model", "heatmap", "segment"):
+    for name in (
+        *("config", "attention", "blocks", "image", "text", "model"),
+        *("heatmap", "segment", "windows", "refine"),
+    ):
         assert foreign_imports(TREES[name]) & THIRD_PARTY <= {"torch", "einops"}, name
     assert foreign_imports(TREES["checkpoint"]) & THIRD_PARTY == {"torch", "safetensors"}
     assert not foreign_imports(TREES["config"]) & THIRD_PARTY
@@ -199,11 +232,16 @@ def test_nothing_is_imported_by_star() -> None:
 
 # Calls that make constants; nothing else is called outside functions.
 CONSTANT_CALLS = {
+    "Layout",
     "_clip",
+    "_context",
     "_laion",
     "_laion_hub",
     "_metaclip",
     "_openai",
+    "_voc",
+    "format",
+    "range",
     "Pretrained",
     "dataclass",
     "field",
@@ -250,7 +288,7 @@ def test_only_definitions_and_constants_at_import(name: str) -> None:
             assert ast.unparse(node.func).split(".")[-1] in CONSTANT_CALLS, ast.unparse(node)
 
 
-@each_module("cli", "commands.console")
+@each_module("cli", "commands.console", "evaluation.command")
 def test_the_library_does_not_print(name: str) -> None:
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Call):
@@ -274,7 +312,7 @@ def test_no_settings_of_the_host_program_are_changed(name: str) -> None:
         "os.putenv",
     )
     for node in ast.walk(TREES[name]):
-        if isinstance(node, ast.Call):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) not in READ_ONLY:
             assert not ast.unparse(node.func).startswith(forbidden), ast.unparse(node)
         if isinstance(node, ast.Assign | ast.AugAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]

@@ -147,7 +147,7 @@ def test_maps_and_embeddings_are_float32_whatever_the_model(dtype: torch.dtype) 
         features = model.encode_image(images)
         assert features.gem.dtype == features.class_embedding.dtype == torch.float32
         assert model.classify(images, NAMES).dtype == torch.float32
-        assert model.segment(images, NAMES).probabilities.dtype == torch.float32
+        assert model.segment(images, NAMES).confidence.dtype == torch.float32
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -328,11 +328,13 @@ def test_segment_is_label_maps_of_the_cosines(model: GEMPredictor) -> None:
     assert isinstance(found, gem.Segmentation)
     expected = label_maps(cosine, scale=30.0, threshold=0.3)
     assert torch.equal(found.labels, expected.labels)
-    assert torch.equal(found.probabilities, expected.probabilities)
-    assert found.labels.shape == (2, 48, 40) and found.probabilities.shape == (2, 4, 48, 40)
+    same(found.confidence, expected.confidence)
+    assert found.labels.shape == found.confidence.shape == (2, 48, 40)
+    again = model.segment(images, NAMES, scale=30.0, background=0.3)
+    assert torch.equal(again.labels, expected.labels)
     plain = model.segment(images, NAMES, return_ori=True)
     assert torch.equal(
-        plain.labels, model(images, NAMES, normalize=False, return_ori=True).argmax(dim=1)
+        plain.labels, model(images, NAMES, normalize=False, return_ori=True).argmax(dim=1) + 1
     )
 
 
@@ -344,8 +346,7 @@ def test_segment_with_synonyms_and_background_words(model: GEMPredictor) -> None
     cosine = model(images, words, normalize=False)
     expected = label_maps(cosine, groups=[0, 0, 1, 2, 3], classes=2, scale=80.0)
     assert torch.equal(found.labels, expected.labels)
-    assert found.probabilities.shape == (1, 2, 40, 40)
-    assert int(found.labels.max()) <= 1
+    assert set(found.labels.unique().tolist()) <= {0, 1, 2}
 
 
 def test_segment_in_windows(model: GEMPredictor) -> None:
@@ -357,10 +358,78 @@ def test_segment_in_windows(model: GEMPredictor) -> None:
             part = images[:, :, top : top + 24, left : left + 24]
             total[:, :, top : top + 24, left : left + 24] += model(part, NAMES, normalize=False)
             count[top : top + 24, left : left + 24] += 1
-    same(found.probabilities, (50 * total / count).softmax(dim=1), limit=2e-5)
-    half = model.segment(images, NAMES, window=(24, 24)).probabilities
-    stepped = model.segment(images, NAMES, window=24, stride=12).probabilities
-    assert torch.equal(half, stepped)
+    same(found.confidence, (50 * total / count).softmax(dim=1).amax(dim=1), limit=2e-5)
+    half = model.segment(images, NAMES, window=(24, 24))
+    stepped = model.segment(images, NAMES, window=24, stride=12)
+    assert torch.equal(half.confidence, stepped.confidence)
+
+
+def test_segment_with_one_window_over_all_is_the_whole_image(model: GEMPredictor) -> None:
+    images = random_images(2, 40, 64)
+    whole = model.segment(images, NAMES)
+    for window in (64, (40, 64), 500):
+        found = model.segment(images, NAMES, window=window)
+        assert torch.equal(found.labels, whole.labels)
+        assert torch.equal(found.confidence, whole.confidence)
+
+
+def test_segment_does_not_depend_on_batch_and_chunk(model: GEMPredictor) -> None:
+    """But where the two best classes differ by less than 1e-5."""
+    images = random_images(3, 48, 64)
+    names = [f"thing {number}" for number in range(9)]
+    classes = [names[:2], *names[2:]]
+    first = model.segment(images, classes, window=32, stride=16, flip=True)
+    every = model.network.encode_image  # counts forward passes
+    for batch, chunk in ((1, 1), (5, 2), (100, 3), (7, 100)):
+        calls = []
+
+        def counted(part: Tensor, calls: list[int] = calls) -> Any:
+            calls.append(len(part))
+            return every(part)
+
+        model.network.encode_image = counted  # type: ignore[method-assign]
+        found = model.segment(
+            images, classes, window=32, stride=16, flip=True, batch=batch, chunk=chunk
+        )
+        model.network.encode_image = every  # type: ignore[method-assign]
+        assert max(calls) <= batch and sum(calls) == 2 * 3 * 2 * 3
+        same(found.confidence, first.confidence, limit=1e-5)
+        sure = first.confidence > 0.13  # nine words are all but equal under random weights
+        assert (found.labels == first.labels).float().mean() > 0.999
+        assert torch.equal(found.labels[sure], first.labels[sure])
+    alone = torch.cat(
+        [
+            model.segment(one[None], classes, window=32, stride=16, flip=True).labels
+            for one in images
+        ]
+    )
+    assert (alone == first.labels).float().mean() > 0.999
+
+
+def test_segment_flipped(model: GEMPredictor) -> None:
+    """The mean of both maps; and a mirrored picture gets the mirrored answer."""
+    images = random_images(1, 40, 64)
+    found = model.segment(images, NAMES, flip=True)
+    maps = model(images, NAMES, normalize=False)
+    other = model(images.flip(-1), NAMES, normalize=False).flip(-1)
+    same(found.confidence, (25 * (maps + other)).softmax(dim=1).amax(dim=1), limit=1e-5)
+    mirrored = model.segment(images.flip(-1), NAMES, flip=True)
+    same(mirrored.confidence.flip(-1), found.confidence, limit=1e-5)
+    assert (mirrored.labels.flip(-1) == found.labels).float().mean() > 0.99
+
+
+def test_segment_with_a_short_side(model: GEMPredictor) -> None:
+    images = random_images(1, 40, 64)
+    found = model.segment(images, NAMES, short_side=24)
+    small = F.interpolate(images, (24, 38), mode="bicubic", antialias=True)
+    maps = F.interpolate(model(small, NAMES, normalize=False), (40, 64), mode="bilinear")
+    assert found.labels.shape == (1, 40, 64)
+    same(found.confidence, (50 * maps).softmax(dim=1).amax(dim=1), limit=1e-5)
+    assert model.segment(images, NAMES, short_side=24, size=(9, 7)).labels.shape == (1, 9, 7)
+
+
+def test_segment_keeps_no_graph(model: GEMPredictor) -> None:
+    assert not model.segment(random_images(1, 40, 40), NAMES).confidence.requires_grad
 
 
 def test_segment_at_another_size(model: GEMPredictor) -> None:
@@ -370,7 +439,7 @@ def test_segment_at_another_size(model: GEMPredictor) -> None:
     cosine = model(images, NAMES, normalize=False)
     resized = F.interpolate(cosine, (13, 29), mode="bilinear", align_corners=False)
     assert found.labels.shape == (1, 13, 29)
-    assert torch.equal(found.labels, resized.argmax(dim=1))
+    assert torch.equal(found.labels, resized.argmax(dim=1) + 1)
 
 
 # ---- the text cache
@@ -783,6 +852,31 @@ BAD_CALLS: dict[str, tuple[Callable[[GEMPredictor], object], type[Exception], st
         lambda m: m.segment(IMAGE, ["cat"], background="sky"),
         TypeError,
         "background is a string",
+    ),
+    "segment: a background of words and numbers": (
+        lambda m: m.segment(IMAGE, ["cat"], background=3),
+        TypeError,
+        "background is of type int; expected a list of words, a probability",
+    ),
+    "segment: two thresholds": (
+        lambda m: m.segment(IMAGE, ["cat"], background=0.5, threshold=0.5),
+        ValueError,
+        "background is a threshold already",
+    ),
+    "segment: short side": (
+        lambda m: m.segment(IMAGE, ["cat"], short_side=0),
+        ValueError,
+        "short_side is 0",
+    ),
+    "segment: short side below a patch": (
+        lambda m: m.segment(IMAGE, ["cat"], short_side=5),
+        ValueError,
+        "resized images of 5 x .* one patch",
+    ),
+    "segment: batch": (
+        lambda m: m.segment(IMAGE, ["cat"], batch=0),
+        ValueError,
+        "batch is 0; expected at least 1",
     ),
     "segment: small window": (
         lambda m: m.segment(IMAGE, ["cat"], window=7),

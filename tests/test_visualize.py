@@ -398,31 +398,31 @@ def test_more_prompts_than_columns(tmp_path: Path, picture: Image.Image) -> None
 
 
 def test_label_overlay(picture: Image.Image) -> None:
-    labels = torch.full((H, W), -1)
-    labels[:10, :20], labels[20:, 30:] = 0, 2
+    labels = torch.zeros(H, W, dtype=torch.int64)
+    labels[:10, :20], labels[20:, 30:] = 1, 3
     shown = label_overlay(picture, labels, ["cat", "dog", "sofa"], alpha=0.5)
     pixels = np.asarray(picture).astype(float)
     found = np.asarray(shown)[:H, :W].astype(float)
     mask = labels.numpy()
-    assert np.array_equal(found[mask < 0], pixels[mask < 0])
+    assert np.array_equal(found[mask == 0], pixels[mask == 0])
     for index in (0, 2):
-        expected = 0.5 * np.array(label_colour(index)) + 0.5 * pixels[mask == index]
-        assert np.abs(found[mask == index] - expected).max() <= 0.51
+        expected = 0.5 * np.array(label_colour(index)) + 0.5 * pixels[mask == index + 1]
+        assert np.abs(found[mask == index + 1] - expected).max() <= 0.51
     assert shown.height > H
 
 
 def test_labels_of_another_size_are_not_blended(picture: Image.Image) -> None:
-    labels = torch.tensor([[0, 2], [2, 0]])
+    labels = torch.tensor([[1, 3], [3, 1]])
     shown = np.asarray(label_overlay(picture, labels, ["a", "b", "c"], alpha=1))[:H, :W]
     assert {tuple(colour) for colour in shown.reshape(-1, 3)} == {label_colour(0), label_colour(2)}
-    wide = torch.tensor([[0, 1, 2]])
+    wide = torch.tensor([[1, 2, 3]])
     shown = np.asarray(label_overlay(picture, wide, ["a", "b", "c"], alpha=1))[:H, :W]
     assert [tuple(shown[0, x]) for x in (5, 30, 55)] == [label_colour(i) for i in range(3)]
 
 
 def test_the_legend_shows_every_class(picture: Image.Image) -> None:
     names = [f"class number {number}" for number in range(20)]
-    shown = label_overlay(picture, torch.full((H, W), -1), names)
+    shown = label_overlay(picture, torch.zeros(H, W).long(), names)
     legend = np.asarray(shown)[H:].reshape(-1, 3)
     colours = {tuple(colour) for colour in legend}
     assert {label_colour(index) for index in range(20)} <= colours
@@ -501,7 +501,8 @@ def test_bad_input(
     [
         (torch.zeros(1, H, W), ["a"], ValueError, r"shape \[1, 40, 60\]; expected \[h, w\]"),
         (torch.zeros(0, W), ["a"], ValueError, r"shape \[0, 60\]"),
-        (torch.full((H, W), 2), ["a", "b"], ValueError, "largest label is 2; .*below 2"),
+        (torch.full((H, W), 3), ["a", "b"], ValueError, "run from 3 to 3; .* to 2, the number"),
+        (torch.full((H, W), -1), ["a"], ValueError, "run from -1 to -1; expected 0"),
         (np.zeros((H, W)), ["a"], TypeError, "type ndarray; expected a tensor"),
         (torch.zeros(H, W), "a", TypeError, r"names is a string; expected a list"),
     ],

@@ -25,7 +25,7 @@ from ..pictures import open_picture
 from ..predictor import GEMPredictor
 from ..pretrained import PRETRAINED, find_file
 from ..quality import with_settings
-from ..segment import from_zero, label_maps
+from ..segment import label_maps
 from ..transform import ImageTransform
 from ..visualize import heat_colours, label_colour
 
@@ -253,7 +253,7 @@ def _drawn(cosines: Tensor, prompts: int, size: tuple[int, int]) -> dict[str, An
     grid = (cosines.shape[1], cosines.shape[2])
     flat = cosines.flatten(1)[None]  # [1, words, n]
     full = upsample(flat, grid, size)  # [1, words, h, w]
-    labels = from_zero(label_maps(full, classes=prompts).labels)[0]
+    labels = label_maps(full, classes=prompts).labels[0]
     heat = (255 * min_max(full[0, :prompts])).round().to(torch.uint8)
     return {
         "maps": [_grey(each.numpy()) for each in heat],

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from ..pictures import ENDINGS, open_picture
+from ..ranks import share, this_rank
 from .console import Progress, one_line, say_json, tell
 
 _T = TypeVar("_T")
@@ -91,6 +92,7 @@ def for_each_picture(
 
     A picture that cannot be read or worked on is told and skipped. What goes wrong while writing
     ends the command, since it would go wrong again. `write` gets the picture's place in the list.
+    Under torchrun each process takes its share of the pictures; the first tells what is missing.
     """
     failed = 0
 
@@ -101,12 +103,14 @@ def for_each_picture(
         if as_json:
             say_json({"input": name, "error": one_line(message)})
 
-    for name, message in inputs.missing.items():
+    missing = inputs.missing if this_rank().rank == 0 else {}
+    for name, message in missing.items():
         failure(name, message)
-    total = len(inputs.pictures)
+    pictures = share(list(enumerate(inputs.pictures)))
+    total = len(pictures)
     progress = Progress(total, "pictures")
-    for index, path in enumerate(inputs.pictures):
-        progress.show(index, path.name)
+    for done, (index, path) in enumerate(pictures):
+        progress.show(done, path.name)
         try:
             with warnings.catch_warnings(record=True):  # of Pillow, about metadata
                 picture = open_picture(path)
@@ -121,6 +125,6 @@ def for_each_picture(
         progress.clear()
         if as_json:
             say_json({"input": str(path), **told})
-    if failed and total + len(inputs.missing) > 1:
-        tell(f"{failed} of {total + len(inputs.missing)} inputs failed")
+    if failed and total + len(missing) > 1:
+        tell(f"{failed} of {total + len(missing)} inputs failed")
     return 1 if failed else 0

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..labels import label_picture
-from ..segment import from_zero
+from ..palette import label_picture
 from ..visualize import label_overlay, save_picture
 from .console import say
 from .inputs import INPUT_HELP, checked_output, find_pictures, for_each_picture, output_names
@@ -92,14 +91,18 @@ def run(args: argparse.Namespace) -> int:
                 return_ori=args.plain,
             )
         overlay = label_overlay(reduced(picture), found.labels[0], names)
-        return _Result(overlay, from_zero(found.labels[0]))
+        return _Result(overlay, found.labels[0])
 
     # What is wrong with an option is told once, before the first picture.
     side = max(args.window or 0, model.network.config.image.patch)
     labelled(torch.zeros(1, 3, side, side), Image.new("RGB", (8, 8)))
 
     def write(result: _Result, index: int) -> dict[str, Any]:
-        save_picture(label_picture(result.labels, len(names)), targets[index])
+        if len(names) < 256:
+            picture = label_picture(result.labels)
+        else:  # too many for a palette
+            picture = Image.fromarray(result.labels.cpu().numpy().astype(np.uint16))
+        save_picture(picture, targets[index])
         save_picture(result.overlay, overlays[index])
         if not args.json:
             say(str(targets[index]))

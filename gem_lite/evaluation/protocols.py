@@ -1,0 +1,132 @@
+"""The settings of published evaluations: sizes, windows, templates, scale, threshold, words.
+
+Sources: GEM, arXiv 2312.00878; SCLIP, arXiv 2312.01597, whose settings NACLIP shares; ClearCLIP,
+arXiv 2407.12442. Where a paper leaves a setting open, its comment says what was taken.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from .names import read_lines, shipped
+
+ONE_TEMPLATE = ("a photo of a {}.",)
+LONG_SIDE = 2048  # of SCLIP's and ClearCLIP's resizing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that the numbers depend on beside model and data set."""
+
+    short_side: int | None  # None: squash to `square`
+    square: int  # side of the square that a picture is squashed to
+    window: int | None  # side in pixels; None: the whole picture at once
+    stride: int | None
+    flip: bool = False
+    refine: int = 0  # steps of edge refinement
+    templates: tuple[str, ...]
+    scale: float
+    threshold: float | None  # where background is a class
+    background: tuple[str, ...]  # words for it, where it is a class
+    names: str  # wording of the class names: "" = the data set's own, or "-sclip"
+    rival_names: bool  # every name enters the softmax, not each class's best
+    min_area: float = 0.0
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) that a picture of (h, w) is resized to; the long side stays below 2048."""
+        if self.short_side is None:
+            return self.square, self.square
+        short, long = sorted((height, width))
+        factor = min(self.short_side / short, max(LONG_SIDE, self.short_side) / long)
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+    def changed(self, changes: Mapping[str, Any]) -> "Settings":
+        """A copy with some fields replaced. Raises ValueError for an unknown field."""
+        known = {field.name for field in fields(self)}
+        if unknown := set(changes) - known:
+            raise ValueError(f"no settings {sorted(unknown)}; known: {sorted(known)}")
+        return replace(self, **changes)
+
+    def without_background(self) -> "Settings":
+        """For a data set on which background is no class: every pixel gets one of the classes."""
+        return replace(self, threshold=None, background=(), min_area=0.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """For a result file."""
+        return asdict(self)
+
+
+def _gem(dataset: str) -> Settings:
+    # The paper gives no temperature and no threshold; these are the network's own scale, 100, and
+    # the threshold of the published code's README.
+    return Settings(
+        short_side=None,
+        square=448,
+        window=None,
+        stride=None,
+        templates=ONE_TEMPLATE,
+        scale=100.0,
+        threshold=0.85,
+        background=(),
+        names="",
+        rival_names=False,
+    )
+
+
+def _sclip(dataset: str) -> Settings:
+    special: dict[str, dict[str, Any]] = {
+        "voc21": {"scale": 65.0, "threshold": 0.1, "min_area": 0.1},
+        "context60": {"scale": 50.0, "threshold": 0.1, "background": ("background",)},
+        "coco_object": {"scale": 50.0, "threshold": 0.1},
+        "stuff171": {"short_side": 448},
+        "cityscapes": {"short_side": 560},
+    }
+    words = dataset in ("voc21", "coco_object")
+    return Settings(
+        short_side=336,
+        square=336,
+        window=224,
+        stride=112,
+        templates=_eighty(),
+        scale=40.0,
+        threshold=None,
+        background=read_lines(shipped("background-sclip")) if words else (),
+        names="-sclip",
+        rival_names=True,
+    ).changed(special.get(dataset, {}))
+
+
+def _clearclip(dataset: str) -> Settings:
+    special: dict[str, dict[str, Any]] = {
+        "voc21": {"threshold": 0.5},
+        "context60": {"threshold": 0.15},
+        "coco_object": {"threshold": 0.4},
+        "cityscapes": {"window": 224, "stride": 224},
+    }
+    return Settings(
+        short_side=448,
+        square=448,
+        window=448,
+        stride=224,
+        templates=_eighty(),
+        scale=50.0,
+        threshold=None,
+        # Its file for VOC begins with this word; that for COCO-Object is taken to do so too.
+        background=("background",) if dataset in ("voc21", "context60", "coco_object") else (),
+        names="-sclip",
+        rival_names=True,
+    ).changed(special.get(dataset, {}))
+
+
+def _eighty() -> tuple[str, ...]:
+    return read_lines(shipped("templates-imagenet"))
+
+
+PROTOCOLS = {"gem": _gem, "sclip": _sclip, "clearclip": _clearclip}
+
+
+def settings_for(protocol: str, dataset: str) -> Settings:
+    """The settings of a protocol on a data set. Raises ValueError for an unknown protocol."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"no protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[protocol](dataset)
