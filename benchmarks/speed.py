@@ -226,6 +226,26 @@ def compare_with_the_machine(weights: Path, repeats: int) -> None:
         )
 
 
+def profile(weights: Path) -> None:
+    """Where the time of one image goes, on PyTorch's own operators and on ours."""
+    import torch
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    image = torch.randn(1, 3, SIDE, SIDE)
+    for precision in ("fp32", "bf16"):
+        model = create("gem_lite", weights, precision)
+        for kernels in ("torch", "auto"):
+            model.kernels = kernels
+            model.encode_image(image)
+            with profiler(activities=[ProfilerActivity.CPU]) as seen:
+                model.encode_image(image)
+            rows = sorted(seen.key_averages(), key=lambda each: -each.self_cpu_time_total)
+            total = sum(each.self_cpu_time_total for each in rows)
+            shares = (f"{each.key} {each.self_cpu_time_total / total:.0%}" for each in rows[:6])
+            print(f"- {precision}, {model.kernels}, {total / 1e6:.2f} s: {', '.join(shares)}")
+
+
 def work(model: Any, n: int) -> float:
     """Floating-point operations of the image tower for one image of n tokens."""
     tower, gem = model.network.config.image, model.network.gem
@@ -273,7 +293,7 @@ def main() -> None:
         print(json.dumps(measure_memory(args.memory, args.weights)))
         return
     known = cases()
-    others = ("loading", "memory", "machine")
+    others = ("loading", "memory", "machine", "profile")
     names = args.cases or [*known, *others]
     if unknown := set(names) - {*known, *others}:
         parser.error(f"unknown rows {sorted(unknown)}; known: {[*known, *others]}")
@@ -299,6 +319,9 @@ def main() -> None:
             compare_memory(weights)
         if "machine" in names:
             compare_with_the_machine(weights, args.repeats)
+        if "profile" in names:
+            print("\nWhere the time of one image goes, by operator:\n")
+            profile(weights)
 
 
 if __name__ == "__main__":

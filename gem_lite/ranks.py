@@ -57,7 +57,9 @@ def share(items: Sequence[Item], rank: Rank | None = None) -> list[Item]:
 
 
 def rank_device(device: str, rank: Rank) -> str:
-    """`cuda` becomes this process's own device; everything else stays."""
+    """`cuda` becomes this process's own device, `auto` that or the CPU; everything else stays."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     return f"cuda:{rank.local}" if device == "cuda" and rank.world > 1 else device
 
 

@@ -49,7 +49,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="ViT-B/16", help="default: %(default)s")
     parser.add_argument("--pretrained", default="openai", help="tag or file; default: %(default)s")
     parser.add_argument("--precision", choices=list(DTYPES), default="fp32")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--plain", action="store_true", help="plain CLIP's maps, to compare")
     parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder")
     parser.add_argument("--limit", type=int, help="so many pictures, drawn at random")
