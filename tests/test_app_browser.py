@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,19 @@ def pixels(page: Any, selector: str = ".card canvas") -> list[str]:
     return page.eval_on_selector_all(selector, "all => all.map(each => each.toDataURL())")
 
 
-def finished(page: Any) -> None:
+@contextmanager
+def answered(page: Any) -> Iterator[None]:
+    """What the block does asks for maps; goes on when the page has shown the answer."""
+    with page.expect_response(lambda response: response.url.endswith("/api/maps")):
+        yield
     page.wait_for_function("!document.getElementById('run').hasAttribute('aria-busy')")
+
+
+def alert(page: Any) -> str:
+    """What the page tells of a mistake, once it does."""
+    told = page.get_by_role("alert")
+    told.wait_for()
+    return told.inner_text()
 
 
 def titles(page: Any) -> list[str]:
@@ -88,14 +100,14 @@ def test_upload_and_words(page: Any, tmp_path: Path) -> None:
     picture = np.zeros((120, 200, 3), dtype=np.uint8)
     picture[:, :80] = 255, 200, 0
     Image.fromarray(picture).save(tmp_path / "mine.png")
-    page.set_input_files("#file", tmp_path / "mine.png")
-    finished(page)
+    with answered(page):
+        page.set_input_files("#file", tmp_path / "mine.png")
     assert "200 × 120 pixels" in page.inner_text("#status")
     uploaded = pixels(page)
     assert len(uploaded) == 8 and not set(uploaded) & set(before)
     page.fill("#prompts", "sun, remote control")
-    page.press("#prompts", "Enter")
-    finished(page)
+    with answered(page):
+        page.press("#prompts", "Enter")
     assert titles(page) == ["sun", "remote control"]
     assert not set(pixels(page)) & set(uploaded)
 
@@ -123,20 +135,17 @@ def test_opacity_needs_no_forward_pass(page: Any) -> None:
 def test_a_text_called_png_is_told(page: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("These are notes.")
     page.set_input_files("#file", tmp_path / "notes.png")
-    finished(page)
-    alert = page.get_by_role("alert")
-    assert "is no picture that Pillow can read" in alert.inner_text()
-    page.click(".examples button")  # and the page goes on
-    finished(page)
-    assert not alert.is_visible() and len(pixels(page)) >= 6
+    assert "is no picture that Pillow can read" in alert(page)
+    with answered(page):
+        page.click(".examples button")  # and the page goes on
+    assert not page.get_by_role("alert").is_visible() and len(pixels(page)) >= 6
 
 
 def test_a_large_file_is_told_without_sending_it(page: Any, tmp_path: Path) -> None:
     passes = forward_passes(page)
     (tmp_path / "large.png").write_bytes(b"\x89PNG" + bytes(600_000))
     page.set_input_files("#file", tmp_path / "large.png")
-    finished(page)
-    assert "0.6 MB; at most 0.5 MB" in page.get_by_role("alert").inner_text()
+    assert "0.6 MB; at most 0.5 MB" in alert(page)
     assert forward_passes(page) == passes
 
 
@@ -145,15 +154,14 @@ def test_settings(page: Any) -> None:
     page.click("summary")
     assert page.get_attribute("#depth", "placeholder").isdecimal()
     page.fill("#depth", "1")
-    page.press("#depth", "Enter")
-    finished(page)
+    with answered(page):
+        page.press("#depth", "Enter")
     after = pixels(page)
     assert after[0] == after[1] == before[1] != before[0]  # depth 1 is plain CLIP
     page.fill("#depth", "")
     page.fill("#temperature", "cold")
     page.press("#temperature", "Enter")
-    finished(page)
-    assert "temperature is a number" in page.get_by_role("alert").inner_text()
+    assert "temperature is a number" in alert(page)
 
 
 def test_by_keyboard(page: Any) -> None:
@@ -187,6 +195,7 @@ def test_paste(page: Any) -> None:
         }"""
     )
     page.wait_for_function("document.getElementById('status').textContent.includes('30 × 20')")
+    page.wait_for_function("!document.getElementById('run').hasAttribute('aria-busy')")
     assert not set(pixels(page)) & set(before)
 
 
@@ -206,8 +215,8 @@ def test_download(page: Any, tmp_path: Path) -> None:
 def test_nothing_sticks_out(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     page.fill("#prompts", "fish, " + "a very long name for a thing " * 4 + ", " + "x" * 90)
-    page.press("#prompts", "Enter")
-    finished(page)
+    with answered(page):
+        page.press("#prompts", "Enter")
     assert len(titles(page)) == 3
     for view in ("maps", "labels"):
         page.check(f"input[value={view}]", force=True)
@@ -216,7 +225,7 @@ def test_nothing_sticks_out(page: Any, width: int) -> None:
 
 def test_words_are_no_markup(page: Any) -> None:
     page.fill("#prompts", "<img src=x onerror=alert(1)>, <b>fish</b>")
-    page.press("#prompts", "Enter")
-    finished(page)
+    with answered(page):
+        page.press("#prompts", "Enter")
     assert titles(page) == ["<img src=x onerror=alert(1)>", "<b>fish</b>"]
     assert page.locator("#cards b, #cards img").count() == 0
