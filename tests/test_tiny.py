@@ -33,8 +33,8 @@ class Figures(NamedTuple):
 # Measured with the shipped file; one thing more or less moves a figure by about 0.02, and another
 # processor's rounding could move one or two, hence the margin.
 EXPECTED = {
-    "trained": Figures(top_1=1.000, own_name=0.934, pointing=0.689, above_clip=0.623),
-    "unseen": Figures(top_1=0.875, own_name=0.852, pointing=0.557, above_clip=0.525),
+    "trained": Figures(top_1=0.938, own_name=0.934, pointing=0.689, above_clip=0.623),
+    "unseen": Figures(top_1=0.688, own_name=0.820, pointing=0.574, above_clip=0.557),
 }
 MARGIN = 0.04
 

@@ -128,6 +128,13 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, required=True)
     parser.add_argument("--validation", type=int, default=100, help="collages to choose on")
     parser.add_argument("--test", type=int, default=500, help="collages to measure on")
+    parser.add_argument(
+        "--settings",
+        nargs=3,
+        type=float,
+        metavar=("BLOCKS", "INV_TEMP", "SIZE"),
+        help="take these instead of the best on validation collages",
+    )
     args = parser.parse_args()
 
     drawings: Sprites = pictures.sprites(args.cache)
@@ -141,13 +148,16 @@ def main() -> None:
         trained, seed=VALIDATION_SEED + 1, count=2 * args.validation, things=(1, 1), jitter=0.0
     )
     gem, size, table = choose(model, list(held_out), list(singles), trained.concepts)
+    if args.settings is not None:
+        gem = GEMConfig(blocks=int(args.settings[0]), inv_temp=args.settings[1])
+        size = int(args.settings[2])
     write_weights(args.run, args.output, gem, size)
     network, header = load(args.output)
     model = GEMPredictor(network, header, tokenizer).eval()
     figures = report(model, transform(size), drawings, seed=TEST_SEED, count=args.test)
-    print(f"chosen: {gem}, size {size}\n{figures}")
+    print(f"taken: {gem}, size {size}\n{figures}")
     args.tables.write_text(
-        f"Chosen on {args.validation} validation collages: {gem}, size {size}.\n\n"
+        f"Taken: {gem}, size {size}.\n\n"
         f"{args.test} held-out collages of 3 to 4 things, {args.test} single things:\n\n"
         f"{figures}\n\n"
         f"Validation, all settings:\n\n{table}\n"
