@@ -80,9 +80,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     The weight is read as it lies. A copy in oneDNN's own layout would save another 3 % and cost
     the tower's size in memory.
     """
-    if x.dtype != torch.float32 or not usable(x):
-        return F.linear(x, weight, bias)  # in bfloat16 it runs on oneDNN anyway
-    return _linear(x, weight, bias)
+    return _linear(x, weight, bias) if usable(x) else F.linear(x, weight, bias)
 
 
 def matmul(x: Tensor, other: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def answered(page: Any) -> Iterator[None]:
     """What the block does asks for maps; goes on when the page has shown the answer."""
     with page.expect_response(lambda response: response.url.endswith("/api/maps")):
         yield
-    page.wait_for_function("!document.getElementById('run').hasAttribute('aria-busy')")
+    page.wait_for_selector("#run:not([aria-busy])")
 
 
 def alert(page: Any) -> str:
@@ -120,7 +120,7 @@ def test_opacity_needs_no_forward_pass(page: Any) -> None:
             " slider.value = value; slider.dispatchEvent(new Event('input')); }",
             value,
         )
-        page.wait_for_function(f"document.getElementById('opacity-value').value === '{value} %'")
+        page.locator("#opacity-value", has_text=f"{value} %").wait_for()
         shown.append(pixels(page))
     assert len({each[0] for each in shown}) == 3
     assert len(set(shown[0])) == 1  # only the picture, eight times
@@ -194,8 +194,8 @@ def test_paste(page: Any) -> None:
             document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
         }"""
     )
-    page.wait_for_function("document.getElementById('status').textContent.includes('30 × 20')")
-    page.wait_for_function("!document.getElementById('run').hasAttribute('aria-busy')")
+    page.locator("#status", has_text="30 × 20").wait_for()
+    page.wait_for_selector("#run:not([aria-busy])")
     assert not set(pixels(page)) & set(before)
 
 
