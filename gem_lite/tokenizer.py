@@ -257,7 +257,7 @@ def _read_merges(path: Path, count: int) -> list[str]:
     merges = lines[:count]
     if len(merges) < count:
         raise ValueError(f"{path} holds {len(merges)} merges; the vocabulary needs {count}")
-    if not regex.fullmatch(r"(?:[^ \n]+ [^ \n]+\n?)*", "\n".join(merges)):
+    if not regex.fullmatch(r"(?:[^ \n]+ [^ \n]+\n)*", "".join(f"{line}\n" for line in merges)):
         raise ValueError(
             f"{path} is no list of merges: expected two symbols and one space on each line"
         )

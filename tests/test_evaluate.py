@@ -108,7 +108,7 @@ def test_published_layouts(dataset: str, raw: bool, run: Run, tmp_path: Path) ->
     # Of many classes only a few occur, and each that is found by mistake counts as a zero in mIoU.
     assert seen["gem"]["pixel_accuracy"] > 0.1
     if "plain" in seen:
-        assert seen["gem"]["pixel_accuracy"] > seen["plain"]["pixel_accuracy"] + 0.15
+        assert seen["gem"]["pixel_accuracy"] > seen["plain"]["pixel_accuracy"] + 0.1
         assert seen["gem"]["miou"] > seen["plain"]["miou"] + 0.03
 
 

@@ -99,7 +99,7 @@ def seeds(folder: Path, target: str) -> None:
         picture.save(folder / "exif", "JPEG", exif=exif)
         picture.convert("P").save(folder / "palette", "PNG", transparency=b"\x00\x7f")
         picture.convert("CMYK").save(folder / "cmyk", "JPEG")
-        picture.convert("I").save(folder / "sixteen", "PNG")
+        picture.convert("I").convert("I;16").save(folder / "sixteen", "PNG")
     else:
         from safetensors.torch import save_file
         from small import small_header
