@@ -368,7 +368,12 @@ def test_ctrl_c_leaves_no_half_file(folder: Path, weights: Path) -> None:
     (folder / "many").mkdir()
     for index in range(150):
         picture.save(folder / "many" / f"{index:03d}.png", compress_level=1)
-    command = [sys.executable, "-m", "gem_lite", "heatmap", "many", "--prompts", "cat"]
+    # A shell starts what runs in its background, these tests perhaps, with Ctrl-C ignored.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " from gem_lite.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "heatmap", "many", "--prompts", "cat"]
     command += ["--pretrained", str(weights)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
