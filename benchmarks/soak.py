@@ -4,12 +4,15 @@ python benchmarks/soak.py --calls 2000
 """
 
 import argparse
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import gem_lite as gem
 
