@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -300,3 +301,15 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], header: Header) -> No
             save_file(kept, temporary, metadata=metadata)
         except SafetensorError as error:  # how it tells of a full disk
             raise OSError(f"writing {path} failed: {error}") from error
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """One order for the metadata, where safetensors picks any: the same model, the same bytes."""
+    with open(path, "r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        described = json.loads(file.read(length))
+        described["__metadata__"] = dict(sorted(described["__metadata__"].items()))
+        text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(length))  # the format pads with spaces
