@@ -4,9 +4,10 @@
     python benchmarks/speed.py --cases text loading  # some rows
 
 Makes a virtual environment for upstream the first time (gem_torch 1.0.1 on open_clip_torch 2.23.0)
-and runs itself in it. The two sides take turns within one process, and each figure is the median
-of its turns, so that a busy machine slows both: read the ratios. Memory is measured in a process
-for each. Prints markdown tables; RESULTS.md keeps those of one machine.
+and runs itself in it. Each side has a process of its own, as its users have it: in one, what the
+first frees the other would use again. They take turns, and each figure is the median of its turns,
+so that a busy machine slows both: read the ratios. Prints markdown tables; RESULTS.md keeps those
+of one machine.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -115,17 +117,92 @@ def create(library: str, weights: Path, precision: str = "fp32") -> Any:
     return gem_lite.create_gem_model(NAME, weights, precision=precision)
 
 
-def take_turns(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+class Side:
+    """A process that has loaded one of the libraries, and does what it is told."""
+
+    def __init__(self, library: str, weights: Path) -> None:
+        self.library = library
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--side", library, "--weights", str(weights), *threads()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, **order: str) -> float:
+        """Seconds that the order took, see `serve`."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.library} stopped; its error stands above")
+        return float(answer)
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def serve(library: str, weights: Path) -> None:
+    """Do each order on the standard input, and print the seconds it took.
+
+    case: run this row, and save what it returns if `save` names a file. load: make a model from
+    this file. memory: peak MiB above the model for this row, in place of seconds.
+    """
+    import torch
+
+    answers, sys.stdout = sys.stdout, sys.stderr  # what the library prints is no answer
+    models: dict[str, Any] = {}
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "load" in order:
+            start = time.perf_counter()
+            create(library, Path(order["load"]))
+            print(time.perf_counter() - start, file=answers, flush=True)
+            continue
+        case = cases()[order.get("case") or order["memory"]]
+        precision = case.precision if library == "gem_lite" else "fp32"
+        if precision not in models:
+            models[precision] = create(library, weights, precision)
+        model = models[precision]
+        if "memory" in order:
+            print(memory_above(model, case), file=answers, flush=True)
+            continue
+        if case.new and library == "gem_lite":
+            model.clear_text_cache()
+        start = time.perf_counter()
+        result = case.run(model)
+        seconds = time.perf_counter() - start
+        if "save" in order:
+            torch.save(result, order["save"])
+        print(seconds, file=answers, flush=True)
+
+
+def threads() -> list[str]:
+    """The option for the sides, as it was given to this program."""
+    import torch
+
+    return ["--threads", str(torch.get_num_threads())]
+
+
+def take_turns(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
     """Median seconds of each run: one untimed turn, then one of each, again and again."""
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats):
         for name in list(runs) if turn % 2 == 0 else list(runs)[::-1]:
-            start = time.perf_counter()
-            runs[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(runs[name]())
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def row(what: str, result: dict[str, float], unit: str, note: str = "") -> None:
@@ -134,35 +211,34 @@ def row(what: str, result: dict[str, float], unit: str, note: str = "") -> None:
     sys.stdout.flush()
 
 
-def time_calls(chosen: dict[str, Case], weights: Path, repeats: int) -> None:
-    theirs = create("gem_torch", weights)
-    ours = {p: create("gem_lite", weights, p) for p in {case.precision for case in chosen.values()}}
-    for case in chosen.values():
-        model = ours[case.precision]
+def time_calls(chosen: dict[str, Case], sides: dict[str, Side], repeats: int) -> None:
+    import torch
 
-        def our_turn(case: Case = case, model: Any = model) -> object:
-            if case.new:
-                model.clear_text_cache()
-            return case.run(model)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, case in chosen.items():
+            results = []
+            for library, side in sides.items():
+                path = Path(folder) / f"{library}.pt"
+                side(case=name, save=str(path))
+                results.append(torch.load(path, weights_only=True))
+            error = float((results[0] - results[1]).abs().max())
+            runs = {library: partial(side, case=name) for library, side in sides.items()}
+            short = f"differs by {error:.0e}" + (" !" if error > case.tolerance else "")
+            row(case.what, take_turns(runs, repeats), "s", short)
 
-        error = float((our_turn() - case.run(theirs)).abs().max())  # type: ignore[operator]
-        result = take_turns({"gem_torch": partial(case.run, theirs), "gem_lite": our_turn}, repeats)
-        short = f"differs by {error:.0e}" + (" !" if error > case.tolerance else "")
-        row(case.what, result, "s", short)
 
-
-def time_loading(plain: Path, repeats: int) -> None:
+def time_loading(plain: Path, sides: dict[str, Side], repeats: int) -> None:
     import gem_lite
 
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "gem_lite.safetensors"
         gem_lite.save(create("gem_lite", plain), converted)
         runs = {
-            "gem_torch": partial(create, "gem_torch", plain),
-            "gem_lite": partial(create, "gem_lite", converted),
+            "gem_torch": partial(sides["gem_torch"], load=str(plain)),
+            "gem_lite": partial(sides["gem_lite"], load=str(converted)),
         }
         row("loading: ours converted, upstream's .pt", take_turns(runs, repeats), "s")
-    runs = {library: partial(create, library, plain) for library in LIBRARIES}
+    runs = {library: partial(side, load=str(plain)) for library, side in sides.items()}
     row("loading: the same .pt", take_turns(runs, repeats), "s")
 
 
@@ -173,10 +249,8 @@ def peak_memory() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def measure_memory(library: str, weights: Path) -> float:
-    """Peak MiB above the loaded model of a batch of 4 with 5 prompts each."""
-    model = create(library, weights)
-    case = cases()["batched"]
+def memory_above(model: Any, case: Case) -> float:
+    """Peak MiB of a row above the loaded model."""
     sum(float(p.sum()) for p in model.parameters())  # all weights are in memory
     peak_memory()
     before = peak_memory()
@@ -187,9 +261,8 @@ def measure_memory(library: str, weights: Path) -> float:
 def compare_memory(weights: Path) -> None:
     seen = {}
     for library in LIBRARIES:
-        command = [sys.executable, __file__, "--memory", library, "--weights", str(weights)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        seen[library] = json.loads(done.stdout.splitlines()[-1])
+        with Side(library, weights) as side:  # one that has done nothing yet
+            seen[library] = side(memory="batched")
     row("peak memory above the model, batch of 4", seen, "MiB")
 
 
@@ -210,10 +283,11 @@ def compare_with_the_machine(weights: Path, repeats: int) -> None:
         n, d = 1 + (SIDE // tower.patch) ** 2, tower.width
         x, weight = torch.randn(n, d, dtype=dtype), torch.randn(4 * d, d, dtype=dtype)
         with Kernels():
-            rate = take_turns({"linear": partial(F.linear, x, weight)}, 15 * repeats)
+            linear = {"linear": partial(timed, partial(F.linear, x, weight))}
+            rate = take_turns(linear, 15 * repeats)
         towers = {
-            "gem": partial(model.encode_image, image),
-            "clip": partial(plain.encode_image, image),
+            "gem": partial(timed, partial(model.encode_image, image)),
+            "clip": partial(timed, partial(plain.encode_image, image)),
         }
         seconds = take_turns(towers, repeats)
         best = 8 * n * d * d / rate["linear"] / 1e9
@@ -274,9 +348,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a plain state dict; default: random ones")
     parser.add_argument("--peer-python", type=Path, help="an environment that has both")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--memory", choices=LIBRARIES, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=LIBRARIES, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if not (args.inside or args.memory):
+    if not (args.inside or args.side):
         python = args.peer_python or peer_python()
         command = [str(python), __file__, "--inside", *sys.argv[1:]]
         path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
@@ -289,8 +363,8 @@ def main() -> None:
     torch.set_grad_enabled(False)
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.memory:
-        print(json.dumps(measure_memory(args.memory, args.weights)))
+    if args.side:
+        serve(args.side, args.weights)
         return
     known = cases()
     others = ("loading", "memory", "machine", "profile")
@@ -311,10 +385,11 @@ def main() -> None:
         )
         print("| work | gem_torch, fp32 | gem_lite | ratio | |\n|---|---|---|---|---|")
         chosen = {name: case for name, case in known.items() if name in names}
-        if chosen:
-            time_calls(chosen, weights, args.repeats)
-        if "loading" in names:
-            time_loading(weights, args.repeats)
+        with ExitStack() as stack:
+            sides = {name: stack.enter_context(Side(name, weights)) for name in LIBRARIES}
+            time_calls(chosen, sides, args.repeats)
+            if "loading" in names:
+                time_loading(weights, sides, args.repeats)
         if "memory" in names:
             compare_memory(weights)
         if "machine" in names:

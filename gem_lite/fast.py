@@ -31,10 +31,13 @@ TOKENS = {torch.float32: 256, torch.bfloat16: 192}
 THREADS = 8
 # Scores in one block: small enough to stay in the processor's cache.
 SCORES = 1 << 20
-# Tokens that a layer works on together where each stands for itself.
-TOKENS_IN_CACHE = 200
-# Tokens in one pass through the image tower; more only need more memory.
-TOKENS_AT_ONCE = 1024
+# Tokens that a layer works on together where each stands for itself: in float32 they should stay
+# in the cache, in bfloat16 few large products count for more.
+TOKENS_TOGETHER = {torch.float32: 200, torch.bfloat16: 1024}
+# Bytes of the largest block that glibc's malloc learns from, itself included.
+MALLOC_LEARNS = 32 * 2**20 - 2**14
+# Bytes of tokens, one channel of each, in one pass through the image tower; more only need memory.
+BYTES_AT_ONCE = 4096
 
 
 def kernels(setting: Setting, parameter: Tensor) -> str:
@@ -122,27 +125,37 @@ def attention(
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    b, h, n, _ = q.shape
+    n = q.shape[-2]
+    # Cut out of wider matrices, oneDNN would take its slow reference.
+    q, k = q.contiguous(), k.contiguous()
     q = q if factor == 1 else factor * q
     out = q.new_empty(q.shape)
     bounds = _largest_norms(q) * _largest_norms(k)  # [b, h]: no score is larger
     rows = min(n, max(1, SCORES // n))
     rows = math.ceil(n / math.ceil(n / rows))  # blocks of one size
-    for image in range(b):
-        for head in range(h):
-            # Contiguous: cut out of wider matrices oneDNN would take its slow reference.
-            keys, values = k[image, head].contiguous(), v[image, head].T.contiguous()
-            bound = float(bounds[image, head])
-            for row in range(0, n, rows):
-                part = (image, head, slice(row, row + rows))
-                weights = _softmax_without_sums(q[part], keys, bound)
-                sums = weights.sum(dim=-1, keepdim=True)
-                torch.div(_linear(weights, values), sums, out=out[part])
+    for image in zip(q, k, v, bounds.tolist(), out, strict=True):
+        for head in zip(*image, strict=True):
+            _attend(*head, rows)
     return out
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, bound: float, out: Tensor, rows: int) -> None:
+    """Attention of one head, some rows of scores at a time. q, k, v, out: [n, c]."""
+    # In bfloat16 PyTorch's own product is oneDNN's; its float32 one is not.
+    columns = None if v.dtype == torch.bfloat16 else v.T.contiguous()
+    for queries, result in zip(q.split(rows), out.split(rows), strict=True):
+        weights = _softmax_without_sums(queries, k, bound)
+        sums = weights.sum(dim=-1, keepdim=True)
+        if columns is None:
+            torch.mm(weights, v, out=result).div_(sums)
+        else:
+            torch.div(_linear(weights, columns), sums, out=result)
+
+
 def _largest_norms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax(dim=-1)
+    """The longest of each head's vectors, or a little more: [b, h, n, c] -> [b, h]."""
+    norms = torch.linalg.vector_norm(x, dim=-1).amax(dim=-1).float()
+    return norms * (1 + torch.finfo(x.dtype).eps)
 
 
 def _softmax_without_sums(q: Tensor, k: Tensor, bound: float) -> Tensor:
@@ -187,9 +200,9 @@ def tokenwise(layer: Layer) -> Layer:
 
 
 def in_blocks(layer: Layer, module: nn.Module, x: Tensor) -> Tensor:
-    """`layer(module, x)`, some tokens at a time, so that what lies between stays in the cache."""
+    """`layer(module, x)`, some tokens at a time, so that little lies between."""
     tokens = x.flatten(0, -2)[None]  # [1, b n, d]
-    blocks = [layer(module, some) for some in tokens.split(TOKENS_IN_CACHE, dim=1)]
+    blocks = [layer(module, some) for some in tokens.split(TOKENS_TOGETHER[x.dtype], dim=1)]
     return torch.cat(blocks, dim=1).view(x.shape)
 
 
@@ -212,13 +225,29 @@ class Kernels(TorchFunctionMode):
 
 def mode(name: str) -> AbstractContextManager[Any]:
     """The context in which the network runs on the named kernels."""
-    return Kernels() if name == "onednn" else nullcontext()
+    if name != "onednn":
+        return nullcontext()
+    keep_freed_memory()
+    return Kernels()
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have the C library keep what one layer frees for the next one, up to 64 MiB.
+
+    By default glibc's malloc takes blocks above a threshold from the system and gives them back
+    when freed; each return costs page faults, on some virtual machines half the time of a call. It
+    raises the threshold to the largest block it has seen freed, 32 MiB at most (mallopt(3),
+    M_MMAP_THRESHOLD). So one block is taken and freed, untouched. With another C library, or where
+    the host program has set the threshold, this changes nothing.
+    """
+    torch.empty(MALLOC_LEARNS, dtype=torch.uint8)
 
 
 def images_at_once(images: Tensor, patch: int) -> int:
     """How many images [b, 3, h, w] to send through the tower together: as many as pay."""
     tokens = 1 + (images.shape[-2] // patch) * (images.shape[-1] // patch)
-    return max(1, TOKENS_AT_ONCE // tokens)
+    return max(1, BYTES_AT_ONCE // (tokens * images.element_size()))
 
 
 def watched(module: nn.Module) -> bool:
