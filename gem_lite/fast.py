@@ -233,13 +233,13 @@ def mode(name: str) -> AbstractContextManager[Any]:
 
 @cache
 def keep_freed_memory() -> None:
-    """Have the C library keep what one layer frees for the next one, up to 64 MiB.
+    """Have the C library keep what one layer frees for the next one, up to 64 MiB a thread.
 
     By default glibc's malloc takes blocks above a threshold from the system and gives them back
     when freed; each return costs page faults, on some virtual machines half the time of a call. It
     raises the threshold to the largest block it has seen freed, 32 MiB at most (mallopt(3),
-    M_MMAP_THRESHOLD). So one block is taken and freed, untouched. With another C library, or where
-    the host program has set the threshold, this changes nothing.
+    M_MMAP_THRESHOLD). So one block is taken and freed, untouched, as any program does that has had
+    a large tensor. With another C library, or where the threshold was set, this changes nothing.
     """
     torch.empty(MALLOC_LEARNS, dtype=torch.uint8)
 
