@@ -393,7 +393,7 @@ def test_settings_of_the_host_program_stay() -> None:
     assert settings() == before
 
 
-# Page faults of a call that needs six blocks of 8 MiB: the fewest of some calls.
+# Page faults of calls that need six blocks of 8 MiB each, after a first one.
 FAULTS = """
 import resource, sys, torch
 from gem_lite import fast
@@ -405,7 +405,7 @@ for _ in range(6):
     blocks = [torch.empty(2**21).fill_(1.0) for _ in range(6)]
     del blocks
     seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(seen))
+print(sum(seen[1:]))
 """
 
 
@@ -415,8 +415,8 @@ def test_freed_memory_is_kept() -> None:
         command = [sys.executable, "-c", FAULTS, how]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    pages = 6 * 2**23 // 4096
-    assert faults("kept") < pages // 10 < faults("given back")
+    pages = 6 * 2**23 // 4096  # of one call
+    assert faults("kept") < 0.8 * pages < faults("given back")
 
 
 def test_hooks_see_the_batch_as_it_was_given() -> None:
