@@ -1,21 +1,28 @@
-"""A model, a data set and settings as a task: counts of pixels, or of points."""
+"""A model, a data set and settings as a task: counts of pixels, or of points.
 
-from collections.abc import Sequence
+What `load` does runs in threads beside the model, with Pillow and numpy alone: PyTorch would start
+a second set of its own threads there, and the model's would wait for theirs at every step.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ..palette import save_labels
 from ..predictor import GEMPredictor
-from ..transform import ImageTransform
+from ..transform import ImageTransform, to_rgb
 from .confusion import confusion
 from .datasets import SegmentationSet
 from .openimages import PointSet, point_counts
 from .protocols import Settings
 from .run import Task
+
+Loaded = tuple[Image.Image, tuple[int, int]]  # a picture for the model, and its own size (h, w)
 
 
 def pixel_task(
@@ -33,22 +40,20 @@ def pixel_task(
     """
     classes = len(data.classes) + 1
     items = [data.items[index] for index in chosen]
+    as_tensor = _as_tensor(model)
 
-    def load(index: int) -> tuple[tuple[Tensor, tuple[int, int]], Tensor]:
-        item = items[index]
-        image = load_image(item.image, model, settings)
-        truth = torch.from_numpy(data.truth(item))  # [h, w]
-        return image, truth
+    def load(index: int) -> tuple[Loaded, NDArray[np.int16]]:
+        return load_picture(items[index].image, settings), data.truth(items[index])
 
-    def score(index: int, loaded: tuple[tuple[Tensor, tuple[int, int]], Tensor]) -> Tensor:
-        (image, size), truth = loaded
+    def score(index: int, loaded: tuple[Loaded, NDArray[np.int16]]) -> Tensor:
+        (picture, size), truth = loaded[0], torch.from_numpy(loaded[1])  # truth [h, w]
         if tuple(truth.shape) != size:
             raise ValueError(
                 f"{items[index].labels} has {truth.shape[0]} x {truth.shape[1]} pixels (h x w), its"
                 f" picture {size[0]} x {size[1]}"
             )
         found = model.segment(
-            image[None],
+            as_tensor(picture),
             data.classes,
             background=settings.background,
             threshold=settings.threshold,
@@ -82,25 +87,23 @@ def point_task(
 ) -> Task:
     """Counts of points [classes, 4] of the chosen pictures; each is asked for its own classes."""
     items = [data.items[index] for index in chosen]
+    as_tensor = _as_tensor(model)
 
-    def load(index: int) -> tuple[Tensor, tuple[int, int]]:
-        return load_image(items[index].image, model, settings)
+    def load(index: int) -> Loaded:
+        return load_picture(items[index].image, settings)
 
-    def score(index: int, loaded: tuple[Tensor, tuple[int, int]]) -> Tensor:
-        image, _ = loaded
-        item = items[index]
+    def score(index: int, loaded: Loaded) -> Tensor:
+        image, item = as_tensor(loaded[0]), items[index]
         with torch.no_grad():
             words = [data.classes[each] for each in item.classes]
-            maps = model(image[None], words, return_ori=plain, templates=settings.templates)
+            maps = model(image, words, return_ori=plain, templates=settings.templates)
         return point_counts(maps[0].cpu(), item, len(data.classes))
 
     return Task(tuple(item.name for item in items), (len(data.classes), 4), load, score)
 
 
-def load_image(
-    path: Path, model: GEMPredictor, settings: Settings
-) -> tuple[Tensor, tuple[int, int]]:
-    """The picture as the settings want it, [3, h, w], and its own size (h, w).
+def load_picture(path: Path, settings: Settings) -> Loaded:
+    """The picture in RGB at the size that the settings want, and its own size (h, w).
 
     Raises ValueError for a file that is no picture.
     """
@@ -108,10 +111,20 @@ def load_image(
         with Image.open(path) as picture:
             size = (picture.height, picture.width)
             height, width = settings.input_size(*size)
-            transform = ImageTransform((height, width), model.header.mean, model.header.std)
-            return transform(picture), size
+            # The transform's own first steps, which it then finds done.
+            return to_rgb(picture).resize((width, height), Image.Resampling.BICUBIC), size
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error})") from error
+
+
+def _as_tensor(model: GEMPredictor) -> Callable[[Image.Image], Tensor]:
+    """The model's transform for pictures that have their size already: [1, 3, h, w]."""
+
+    def as_tensor(picture: Image.Image) -> Tensor:
+        size = (picture.height, picture.width)
+        return ImageTransform(size, model.header.mean, model.header.std)(picture)[None]
+
+    return as_tensor
 
 
 def chosen_items(count: int, limit: int | None, seed: int) -> list[int]:
