@@ -91,8 +91,6 @@ def test_published_layouts(dataset: str, raw: bool, run: Run, tmp_path: Path) ->
     seen = {}
     methods = {"gem": [], "plain": ["--plain"]}
     for method, flags in methods.items():
-        if method == "plain" and dataset not in ("voc20", "voc21"):
-            continue
         out = tmp_path / method
         code, text, _ = run(*arguments, "--output", out, "--save-predictions", *flags)
         assert code == 0
@@ -105,11 +103,11 @@ def test_published_layouts(dataset: str, raw: bool, run: Run, tmp_path: Path) ->
         assert f"miou {100 * miou:.2f}" in text
         assert sorted(path.stem for path in (out / "predictions").iterdir()) == sorted(made.truth)
         assert not list(out.glob("partial*"))
-    # Of many classes only a few occur, and each that is found by mistake counts as a zero in mIoU.
-    assert seen["gem"]["pixel_accuracy"] > 0.1
-    if "plain" in seen:
-        assert seen["gem"]["pixel_accuracy"] > seen["plain"]["pixel_accuracy"] + 0.1
-        assert seen["gem"]["miou"] > seen["plain"]["miou"] + 0.03
+    # Only a few of the classes occur, and each that is found by mistake counts as a zero in mIoU:
+    # the bounds are low, but the ratio is not. Seen: twice to fifty times plain CLIP's.
+    gem, plain = seen["gem"], seen["plain"]
+    assert gem["pixel_accuracy"] > plain["pixel_accuracy"] + 0.07
+    assert gem["miou"] > 1.8 * plain["miou"] + 0.005
 
 
 @pytest.fixture(scope="module")
@@ -349,18 +347,15 @@ def torchrun(processes: int, arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def test_processes_give_the_same_numbers(run: Run, folder: Path, tmp_path: Path) -> None:
-    """1, 2 and 3 processes; then one of 3 is killed, and 2 processes go on."""
-    base = ["--dataset", "folder", "--root", str(folder), *QUICK, "--save-every", "0"]
-    alone = subprocess.run(
-        [sys.executable, "-m", "gem_lite", "evaluate", *base, *MODEL]
-        + ["--output", str(tmp_path / "1")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert alone.returncode == 0, alone.stderr
+    base = ["--dataset", "folder", "--root", str(folder), *QUICK]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as torchrun gives each process: sums round the same way
+    try:
+        assert run(*base, "--output", tmp_path / "1")[0] == 0
+    finally:
+        torch.set_num_threads(threads)
     expected = result_of(tmp_path / "1")
+    expected.pop("speed")
     for processes in (2, 3):
         out = tmp_path / str(processes)
         done = torchrun(processes, [*base, "--output", str(out)])
@@ -369,29 +364,68 @@ def test_processes_give_the_same_numbers(run: Run, folder: Path, tmp_path: Path)
         assert text.count("miou") == 1  # one process reports
         result = result_of(out)
         assert result.pop("speed")["processes"] == processes
-        assert result == {name: value for name, value in expected.items() if name != "speed"}
+        assert result == expected
 
-    out = tmp_path / "killed"
-    slow = tmp_path / "slow"  # one picture can't be read, so that process ends early
-    shutil.copytree(folder, slow)
-    broken = sorted((slow / "images").iterdir())[1]  # the second process's first picture
-    whole = broken.read_bytes()
-    broken.write_bytes(b"no picture")
-    base[3] = str(slow)
-    done = torchrun(2, [*base, "--output", str(out)])
-    _, err = done.communicate(timeout=200)
-    assert done.returncode != 0
-    assert f"{broken.name} cannot be read as a picture" in err
-    broken.write_bytes(whole)
-    before = sum(
-        len(running.read_partial(path, key_of_path(path)).done) for path in out.glob("partial*")
-    )
-    assert before < 8
-    done = torchrun(3, [*base, "--output", str(out)])
-    _, err = done.communicate(timeout=200)
-    assert done.returncode == 0, err
-    assert f"{before} of 8 pictures" in err
-    assert result_of(out)["counts"] == expected["counts"]
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds a process by Linux's /proc")
+def test_a_process_that_is_killed_ends_the_run(run: Run, folder: Path, tmp_path: Path) -> None:
+    """kill -9 of one of 2 while the other waits for it; 3 processes go on to the same numbers."""
+    root, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(folder, root)
+    arguments = ["--dataset", "folder", "--root", str(root), *QUICK, "--save-every", "0"]
+    arguments += ["--output", str(out)]
+    held = sorted((root / "images").iterdir())[3]  # the second one's second picture
+    whole = held.read_bytes()
+    held.unlink()
+    os.mkfifo(held)  # whoever reads it waits for ever
+    job = torchrun(2, arguments)
+    try:
+        done = [0, 0]
+        for _ in range(6000):
+            for rank, path in enumerate(sorted(out.glob("partial-*.npz"))):
+                done[rank] = len(running.read_partial(path, key_of_path(path)).done)
+            if done == [4, 1] or job.poll() is not None:
+                break
+            time.sleep(0.02)
+        assert done == [4, 1]
+        os.kill(process_of_rank(1, job.pid), signal.SIGKILL)
+        _, err = job.communicate(timeout=60)
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode != 0
+    assert any(
+        line.startswith("gem-lite: ") and "start the same command again" in line
+        for line in err.splitlines()
+    ), err
+    assert "8 of 8 pictures" not in err
+    held.unlink()
+    held.write_bytes(whole)
+    job = torchrun(3, arguments)
+    _, err = job.communicate(timeout=200)
+    assert job.returncode == 0, err
+    assert "5 of 8 pictures" in err and "8 of 8 pictures" in err
+    assert not list(out.glob("partial*"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert run(*arguments[:-1], tmp_path / "1")[0] == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert result_of(out)["counts"] == result_of(tmp_path / "1")["counts"]
+
+
+def process_of_rank(rank: int, launcher: int) -> int:
+    """The launcher's child of this rank."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            variables = path.with_name("environ").read_text().split("\0") if parent else []
+        except OSError:  # it has ended
+            continue
+        if parent == launcher and f"RANK={rank}" in variables:
+            return int(path.parent.name)
+    raise LookupError(f"{launcher} has no process of rank {rank}")
 
 
 def key_of_path(path: Path) -> str:

@@ -86,8 +86,8 @@ def run(
         for number, (index, loaded) in enumerate(_loaded(task, mine), start=1):
             counts = state[0] + task.score(index, loaded).cpu()
             state = (counts, number)
-            # The others are taken to be as fast as this one.
-            finished = min(len(left), number * rank.world)
+            # The others are taken to be as fast as this one, until they say that they are done.
+            finished = min(number * rank.world, max(number, len(left) - rank.world + 1))
             advance(len(done) + finished, len(left) - finished)
             if time.monotonic() - saved >= save_every:
                 save()
@@ -95,6 +95,8 @@ def run(
     finally:
         save()
     counts = total(state[0], rank, device)
+    if rank.world > 1:
+        advance(len(task.names), 0)
     for number, partial in partials.items():
         if number >= rank.world:  # of an earlier run with more processes
             counts = counts + partial.counts
