@@ -21,6 +21,7 @@ from published import WRITERS, make, save
 
 import gem_lite
 from gem_lite.cli import main
+from gem_lite.commands import model as model_options
 from gem_lite.evaluation import command
 from gem_lite.evaluation import run as running
 from gem_lite.scenes import Sprites, scenes
@@ -328,6 +329,33 @@ def test_wrong_labels(run: Run, folder: Path, tmp_path: Path) -> None:
     ):
         code, _, err = run(*arguments, "--restart", *wrong)
         assert code == 2 and message in err.splitlines()[-1], err
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_the_model_by_default(
+    here: bool,
+    shared_model: tuple[Any, Any],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The published numbers' own, fetched if need be, and told; never the model in the box."""
+    asked = []
+
+    def create(*arguments: Any, **options: Any) -> tuple[Any, Any]:
+        asked.append(arguments)
+        return shared_model
+
+    monkeypatch.setattr(command, "create_model_and_transforms", create)
+    monkeypatch.setattr(model_options, "find_file", lambda row: Path("x") if here else None)
+    arguments = ["evaluate", "--dataset", "folder", "--root", str(folder), *QUICK, "--limit", "1"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert asked == [("ViT-B/16", "openai")]
+    err = capsys.readouterr().err
+    assert "model ViT-B/16 openai (for photographs" in err and ("fetched" in err) != here
+    assert main([*arguments, "--output", str(tmp_path / "other"), "--model", "tiny-emoji"]) == 0
+    assert asked[1:] == [("tiny-emoji", "v1")]
 
 
 # ---- several processes

@@ -56,16 +56,19 @@ def add_gem_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-gem-residual", action="store_true", help="as in ClearCLIP")
 
 
-def chosen_model(args: argparse.Namespace) -> tuple[str, str]:
+def chosen_model(args: argparse.Namespace, *, fetch: bool = False) -> tuple[str, str]:
     """Name and tag (or path) of the model that the options ask for; a default is told.
 
-    Raises ValueError for an unknown name.
+    fetch: by default BEST also where its file is not on this machine, and never the model in the
+    box, which knows no photographs. Raises ValueError for an unknown name.
     """
     name, tag = args.model, args.pretrained
     if name is None and tag is None:
         best = find_row(*BEST)
-        name, tag = BEST if best is not None and find_file(best) is not None else SHIPPED
+        here = best is not None and find_file(best) is not None
+        name, tag = BEST if here or fetch else SHIPPED
         how = "for photographs" if (name, tag) == BEST else "the model in the box, for drawings"
+        how += "" if here or not fetch else "; not on this machine, so it is fetched"
         tell(f"model {name} {tag} ({how}); --model and --pretrained choose another")
     elif name is None:
         name = _name_in(Path(tag)) or BEST[0]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
+from ..commands.model import BEST, chosen_model
 from ..factory import DTYPES, create_model_and_transforms
 from ..predictor import GEMPredictor
 from ..ranks import joined, rank_device, this_rank, wait_for_all
@@ -46,8 +47,12 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         default="background",
         help="folder: what the number 0 in the PNGs is",
     )
-    parser.add_argument("--model", default="ViT-B/16", help="default: %(default)s")
-    parser.add_argument("--pretrained", default="openai", help="tag or file; default: %(default)s")
+    parser.add_argument(
+        "--model",
+        help=f"default: {' '.join(BEST)}, the published numbers' own, fetched if it is not on this"
+        " machine (never the model in the box: it knows drawings only)",
+    )
+    parser.add_argument("--pretrained", help="tag or weight file; default: the model's first tag")
     parser.add_argument("--precision", choices=list(DTYPES), default="fp32")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--plain", action="store_true", help="plain CLIP's maps, to compare")
@@ -91,9 +96,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if isinstance(data, SegmentationSet) and not data.background:
         settings = settings.without_background()
     chosen = chosen_items(len(data.items), args.limit, args.seed)
-    model, _ = create_model_and_transforms(
-        args.model, args.pretrained, precision=args.precision, device=device
-    )
+    name, tag = chosen_model(args, fetch=True)
+    model, _ = create_model_and_transforms(name, tag, precision=args.precision, device=device)
     predictions = _folders(args, data)
     about = _about(args, data, settings, model, chosen)
     if isinstance(data, SegmentationSet):
