@@ -82,6 +82,7 @@ OUTER = [
     "commands.inputs",
     "commands.words",
     "commands.model",
+    "evaluation.options",
     "evaluation.command",
     "commands.app",
     "commands.convert",

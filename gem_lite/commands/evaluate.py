@@ -1,7 +1,7 @@
 """`gem-lite evaluate`: mIoU on the field's data sets."""
 
-from ..evaluation.command import add_evaluate_arguments as add_arguments
 from ..evaluation.command import evaluate as run
+from ..evaluation.options import add_evaluate_arguments as add_arguments
 
 HELP = "mIoU on the field's data sets, under the protocols of the papers"
 EXAMPLES = """\
