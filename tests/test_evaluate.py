@@ -501,3 +501,20 @@ def test_a_broken_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="RANK"):
             this_rank()
         monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("name", ["heatmap", "segment"])
+def test_pictures_are_dealt_out(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torchrun sets, one process after the other: each picture is worked on once."""
+    written: list[set[str]] = []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    arguments = [name, str(folder / "images"), "--prompts", "car", "--size", "64", *MODEL]
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        out = tmp_path / str(rank)
+        assert main([*arguments, "--output", str(out)]) == 0
+        written.append({path.stem.partition("-")[0] for path in out.iterdir()})
+    assert [len(each) for each in written] == [3, 3, 2]
+    assert len(set.union(*written)) == 8
