@@ -7,12 +7,12 @@ storages that `torch.save` writes, in which the script classes become inert reco
 
 import _codecs
 import argparse
+import errno
 import pickle
 import re
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 LARGEST_GROWTH, SLACK = 4, 1 << 24  # times a file's size, and bytes, that it may claim to hold
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # said of the disk that is written to
 
 
 class Record:
@@ -35,7 +36,7 @@ class Record:
 
 def is_torchscript(path: Path) -> bool:
     """Whether the file is an archive written by `torch.jit.save`."""
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         return False
     try:
         with zipfile.ZipFile(path) as archive:
@@ -52,7 +53,7 @@ def load_pickle(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(24)
     if start.startswith(b"PK"):
-        if not zipfile.is_zipfile(path):
+        if not _is_zip(path):
             raise _damaged(path, "its end is missing")
         _check_claims(path)
     elif not start.startswith(b"\x80"):  # the first byte of every pickle that torch.save writes
@@ -100,6 +101,13 @@ def load_torchscript(path: Path) -> dict[str, Tensor]:
         raise _damaged(path, "a module in it contains itself") from error
 
 
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile as error:  # said of the parts of an archive in several files
+        raise _damaged(path, error) from error
+
+
 def _check_claims(path: Path) -> None:
     """Refuse an archive that would unpack to far more than it is: a zip bomb.
 
@@ -131,7 +139,9 @@ def _copy_without_code(path: Path, target: Path) -> None:
             try:
                 with archive.open(entry) as source, copy.open(entry.filename, "w") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+            except Exception as error:  # a damaged file breaks its reader in every way there is
+                if getattr(error, "errno", None) in FULL:
+                    raise
                 raise _damaged(path, error) from error
 
 

@@ -142,7 +142,12 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig, *, w
         raise ValueError(
             f"{where} does not fit the model: {len(found)} tensors for {layers} layers"
         )
-    expected = expected_shapes(config)
+    try:
+        expected = expected_shapes(config)
+    except (TypeError, RuntimeError) as error:  # torch, of sizes beyond 64 bits
+        raise ValueError(
+            f"{where} does not fit the model: nothing has the sizes {config}"
+        ) from error
     faults = [
         f"{name} has shape {list(found[name])}, expected {list(shape)}"
         for name, shape in expected.items()

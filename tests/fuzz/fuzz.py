@@ -3,11 +3,15 @@
 python tests/fuzz/fuzz.py checkpoint|safetensors|image|tokenizer CORPUS [libFuzzer options]
 """
 
+import importlib
 import io
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
+
+SECONDS = 10  # of processor time that an input may take; libFuzzer's -timeout is of wall time
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
@@ -75,12 +79,21 @@ def tokenizer(data: bytes) -> None:
     tokens.decode(ids)
 
 
+# What is watched for coverage: packages, and their modules to load anew.
+INSTRUMENTED = {
+    "zipfile": ["zipfile"],
+    "pickle": ["pickle"],
+    "torch": ["torch._weights_only_unpickler", "torch.serialization"],
+    "PIL": ["PIL.Image"],
+    "ftfy": ["ftfy"],
+    "gem_lite": ["gem_lite.layouts", "gem_lite.pictures", "gem_lite.tokenizer"],
+}
+
 TARGETS = {each.__name__: each for each in (checkpoint, safetensors, image, tokenizer)}
 
 
 def seeds(folder: Path, target: str) -> None:
     """Small valid inputs to begin from."""
-    import torch
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,17 +114,38 @@ def seeds(folder: Path, target: str) -> None:
         picture.convert("CMYK").save(folder / "cmyk", "JPEG")
         picture.convert("I").convert("I;16").save(folder / "sixteen", "PNG")
     else:
-        from safetensors.torch import save_file
-        from small import small_header
+        weight_files(folder)
+        for path in folder.glob("*.pt") if target == "safetensors" else ():
+            path.unlink()
 
-        state = {"visual.proj": torch.zeros(2, 2), "logit_scale": torch.zeros(())}
-        torch.save({"state_dict": state}, folder / "new.pt")
-        torch.save(state, folder / "old.pt", _use_new_zipfile_serialization=False)
-        module = torch.nn.Linear(2, 2)
-        torch.jit.save(torch.jit.script(module), folder / "script.pt")
-        metadata = {"gem_lite": small_header().to_json()}
-        save_file(state, folder / "own", metadata=metadata)
-        save_file(state, folder / "foreign")
+
+def weight_files(folder: Path) -> None:
+    """A whole CLIP of 1,200 numbers in every layout, and files of two tensors, which go faster."""
+    import layouts
+    import torch
+    from safetensors.torch import save_file
+
+    from gem_lite.checkpoint import write
+    from gem_lite.config import ImageConfig, ModelConfig, TextConfig
+
+    config = ModelConfig(
+        embed=2,
+        activation="quick_gelu",
+        image=ImageConfig(size=1, patch=1, width=2, layers=1, heads=1, mlp_width=2),
+        text=TextConfig(context=4, vocab=514, width=2, layers=1, heads=1, mlp_width=2),
+    )
+    state = layouts.state_of(config)
+    write(folder / "own", state, layouts.header_of(config))
+    layouts.write_open_clip(state, folder / "foreign")
+    save_file(layouts.hugging_face_state(state), folder / "huggingface")
+    layouts.write_training_checkpoint(state, folder / "training.pt")
+    torch.save(state, folder / "old.pt", _use_new_zipfile_serialization=False)
+    layouts.write_torchscript(state, folder / "script.pt", config)
+    two = {"visual.conv1.weight": torch.zeros(2, 3, 1, 1), "logit_scale": torch.zeros(())}
+    torch.save({"state_dict": two}, folder / "two.pt")
+    torch.save(two, folder / "two-old.pt", _use_new_zipfile_serialization=False)
+    layouts.write_torchscript(two, folder / "two-script.pt", config)
+    save_file(two, folder / "two")
 
 
 def main() -> None:
@@ -123,17 +157,30 @@ def main() -> None:
             seeds(Path(sys.argv[2]) / target, target)
         return
     import atheris
+    from mutate import mutated
 
     warnings.simplefilter("ignore")
     target = TARGETS[sys.argv.pop(1)]
-    with atheris.instrument_imports(
-        include=["gem_lite", "PIL", "zipfile", "pickle", "ftfy", "torch._weights_only_unpickler"]
-    ):
-        import gem_lite.layouts
-        import gem_lite.pictures
-        import gem_lite.tokenizer  # noqa: F401
+    importlib.import_module("torch")  # all of it instrumented would take minutes
+    for package, names in INSTRUMENTED.items():
+        with atheris.instrument_imports(include=[package]):
+            for name in names:
+                known = sys.modules.get(name)
+                importlib.reload(known) if known else importlib.import_module(name)
+            if package == "PIL":
+                importlib.import_module("PIL.Image").init()  # loads its readers
+
+    def limited(data: bytes) -> None:
+        began = time.process_time()
+        target(data)
+        if (took := time.process_time() - began) > SECONDS:
+            raise TimeoutError(f"{len(data)} bytes took {took:.0f} s of processor time")
+
+    def changed(data: bytes, most: int, seed: int) -> bytes:
+        return mutated(data, most, seed, atheris.Mutate)
+
     # The fuzzer's own name first, then the corpus and the options.
-    atheris.Setup([sys.argv[0], *sys.argv[1:]], target)
+    atheris.Setup([sys.argv[0], *sys.argv[1:]], limited, custom_mutator=changed)
     atheris.Fuzz()
 
 
