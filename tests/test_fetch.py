@@ -620,8 +620,11 @@ def test_who_waited_holds_the_file_that_is_there(tmp_path: Path) -> None:
 
 
 def test_killed_process_is_continued(server: Server, target: Path) -> None:
+    """Over an older file, which stays whole until the new one is."""
     server.plan = [slow]
     part = target.with_name("model.pt.part")
+    target.parent.mkdir()
+    target.write_bytes(OTHER)
     with child(server, target) as process:
         wait_until(lambda: part.exists() and part.stat().st_size)
         process.kill()
@@ -629,6 +632,7 @@ def test_killed_process_is_continued(server: Server, target: Path) -> None:
     server.release.set()
     assert target.with_name("model.pt.lock").exists()  # nobody was left to tidy up
     kept = part.stat().st_size
+    assert target.read_bytes() == OTHER
     assert get(server, target) == sha256(BODY)
     assert server.ranges == [None, f"bytes={kept}-"]
     assert_clean(target, BODY)
