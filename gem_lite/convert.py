@@ -1,6 +1,6 @@
 """A checkpoint of another layout -> a file of ours, and a check of what was written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,14 +82,17 @@ def convert(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    advance: Callable[[str], None] = lambda step: None,
 ) -> float:
     """Write a checkpoint as a file of ours, and compare the file's features with the source's.
 
     `header.config` must come from `resolve_config`. `dtype` None keeps each tensor's own.
+    `advance` is told each step as it begins: writing, comparing.
     Returns the largest difference of a feature, relative to the largest feature. Raises
     ValueError when it exceeds the written dtype's rounding; then nothing is written.
     """
     output = Path(output)
+    advance(f"writing {output.name}")
     with atomic_file(output) as temporary:
         tensors = {
             name: source.tensors[name].to(dtype or source.tensors[name].dtype)
@@ -106,6 +109,7 @@ def convert(
         written = {tensor.dtype for tensor in tensors.values()}
         kept = all(tensors[name].dtype == source.tensors[name].dtype for name in tensors)
         del tensors
+        advance("comparing features")
         error = _features_error(source, temporary, header.config, device)
         rounding = 0.0 if kept else max(torch.finfo(each).eps for each in written)
         # A feature gathers the roundings of some hundred products; a wrong tensor shows as about 1.

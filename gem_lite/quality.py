@@ -3,8 +3,8 @@
 A change of the method is scored in seconds: build two models, `measure` both on the same collages.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ def measure(
     *,
     plain: bool = False,
     background: str | None = BACKGROUND,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Quality:
     """Score a model's maps on collages, each asked for the names that are in it.
 
@@ -49,6 +50,7 @@ def measure(
     plain: score plain CLIP's maps (`return_ori=True`) instead of GEM's.
     background: the word that competes for the pixels without a thing; None = no such word, and
     pixels whose best stretched map lies below 0.5 are background.
+    advance: called with the number of collages of each batch that is done.
     Raises ValueError when there are no collages.
     """
     points: list[bool] = []
@@ -72,6 +74,7 @@ def measure(
                 points.append(bool(thing.flatten()[cosines[index].argmax()]))
                 owns.append(int(cosines[:, thing].mean(dim=1).argmax()) == index)
             ious.append(_mean_iou(labels, mask, count))
+        advance(len(batch))
     return Quality(float(np.mean(points)), float(np.mean(owns)), float(np.mean(ious)))
 
 
@@ -99,6 +102,8 @@ def top_1(
     singles: Sequence[Scene],
     names: Sequence[str],
     transform: Callable[[Image.Image], Tensor],
+    *,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> float:
     """Part of one-thing collages that plain CLIP gives the right one of `names`; chance 1/names."""
     hits: list[bool] = []
@@ -106,6 +111,7 @@ def top_1(
         with torch.inference_mode():
             best = model.classify(images, list(names)).argmax(dim=1).tolist()
         hits += [names[i] == scene.names[0] for i, scene in zip(best, batch, strict=True)]
+        advance(len(batch))
     return float(np.mean(hits))
 
 
@@ -139,7 +145,17 @@ def settings_table(
     }
 
 
-def report(
+# What each column of the report is scored in, and its title there.
+FIGURES = {
+    "top_1": "top-1 of single things",
+    "own_name": "own name",
+    "pointing": "pointing",
+    "pointing_above_plain": "pointing above plain CLIP",
+    "miou": "mIoU",
+}
+
+
+def figures(
     model: GEMPredictor,
     transform: Callable[[Image.Image], Tensor],
     sprites: Sprites,
@@ -148,11 +164,16 @@ def report(
     names: Sequence[str] | None = None,
     seed: int = 0,
     count: int = 64,
-) -> str:
-    """A markdown table of every figure beside chance, for the trained and the unseen styles.
+    advance: Callable[[int, int, str], None] = lambda done, total, style: None,
+) -> dict[str, dict[str, float]]:
+    """Every figure in [0, 1] (a key of FIGURES), beside plain CLIP's and chance.
+
+    The outer keys are "trained styles", "plain CLIP, trained styles", "chance, trained styles" and
+    the same of the "unseen style", so far as there are drawings.
 
     sprites: drawings of both, `unseen` naming the unseen styles. names: what top-1 chooses from;
     None = all names of the sprites. seed, count: collages of 3 to 4 things, and of one thing.
+    advance: called with the numbers of collages scored and to score, and the styles at work.
     """
     names = list(names or sprites.concepts)
     styles = sorted(set(sprites.styles))
@@ -160,26 +181,43 @@ def report(
         "trained styles": [style for style in styles if style not in unseen],
         "unseen style": [style for style in styles if style in unseen],
     }
-    columns: dict[str, list[float]] = {}
+    groups = {title: chosen for title, chosen in groups.items() if chosen}
+    total, done = 3 * count * len(groups), 0  # by GEM, by plain CLIP, and the single things
+    columns: dict[str, dict[str, float]] = {}
     for title, chosen in groups.items():
-        if not chosen:
-            continue
+
+        def scored(batch: int, title: str = title) -> None:
+            nonlocal done
+            done += batch
+            advance(done, total, title)
+
+        scored(0)
         drawings = sprites.select(styles=chosen)
         collages = list(scenes(drawings, seed=seed, count=count, jitter=0.0))
         singles = list(scenes(drawings, seed=seed + 1, count=count, things=(1, 1), jitter=0.0))
-        gem, plain = (measure(model, collages, transform, plain=flag) for flag in (False, True))
-        luck = chance(collages)
-        columns[title] = [top_1(model, singles, names, transform)]
-        columns[title] += [gem.own_name, gem.pointing, gem.pointing - plain.pointing, gem.miou]
-        columns[f"plain CLIP, {title}"] = [columns[title][0], plain.own_name, plain.pointing, 0.0]
-        columns[f"plain CLIP, {title}"] += [plain.miou]
-        columns[f"chance, {title}"] = [1 / len(names), luck.own_name, luck.pointing, 0.0, luck.miou]
-    rows = ["top-1 of single things", "own name", "pointing", "pointing above plain CLIP", "mIoU"]
+        gem, plain = (
+            measure(model, collages, transform, plain=flag, advance=scored)
+            for flag in (False, True)
+        )
+        first = top_1(model, singles, names, transform, advance=scored)
+        above = gem.pointing - plain.pointing
+        columns[title] = _column(first, gem, above)
+        columns[f"plain CLIP, {title}"] = _column(first, plain, 0.0)
+        columns[f"chance, {title}"] = _column(1 / len(names), chance(collages), 0.0)
+    return columns
+
+
+def report(columns: Mapping[str, Mapping[str, float]]) -> str:
+    """The figures as a markdown table, in %."""
     lines = ["| % | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for index, row in enumerate(rows):
-        cells = [f"{100 * column[index]:.1f}" for column in columns.values()]
+    for name, row in FIGURES.items():
+        cells = [f"{100 * column[name]:.1f}" for column in columns.values()]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _column(first: float, quality: Quality, above: float) -> dict[str, float]:
+    return {"top_1": first, "pointing_above_plain": above, **asdict(quality)}
 
 
 def _batches(

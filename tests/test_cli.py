@@ -12,20 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import small_model
 
 import gem_lite as gem
 from gem_lite.cli import COMMANDS, main
 from gem_lite.visualize import contact_sheet, visualize
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    gem.save(small_model(), path)
-    return path
 
 
 @pytest.fixture

@@ -16,27 +16,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import small_model
 
 import gem_lite as gem
 from gem_lite import cli
 from gem_lite.cli import COMMANDS, main
-from gem_lite.commands import heatmap
+from gem_lite.commands import console, heatmap
 from gem_lite.commands import model as model_options
-from gem_lite.commands.console import Progress, one_line
+from gem_lite.commands.console import FIRST_LINE, FIRST_STEP, Progress, one_line
 from gem_lite.commands.inputs import find_pictures, output_names
 from gem_lite.demo import demo_picture
 from gem_lite.pretrained import default_file_name, find_row
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    gem.save(small_model(), path)
-    return path
 
 
 @pytest.fixture
@@ -329,6 +321,7 @@ def test_a_file_name_that_is_no_text(folder: Path, run: Run) -> None:
 
 def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Plain lines, at most one in ten seconds, where standard error is no terminal."""
+    monkeypatch.setattr(console, "FIRST_LINE", FIRST_LINE)
     clock = iter([0.0, 1.0, 11.0, 12.0, 22.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     progress = Progress(8, "pictures")
@@ -354,6 +347,70 @@ def test_progress_on_a_terminal(
     parts = [part for part in capsys.readouterr().err.split("\r") if part.strip()]
     assert [part[:12] for part in parts] == ["1/8 pictures", "3/8 pictures"]
     assert all(len(part) < 80 for part in parts)
+
+
+def test_progress_of_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unlike steps: no time left is told, and none waits for ten seconds."""
+    monkeypatch.setattr(console, "FIRST_STEP", FIRST_STEP)
+    clock = iter([0.0, 0.0, 2.5, 3.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    progress = Progress(4, "steps", even=False)
+    for done, step in enumerate(("reading", "checking", "writing")):
+        progress.show(done, step)
+    assert capsys.readouterr().err.splitlines() == ["gem-lite: 1/4 steps: checking"]
+
+
+def test_progress_of_a_conversion(
+    folder: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["convert", "--model", "small", "--pretrained", "x", "--source", str(weights)]
+    arguments += ["--output", "x.safetensors", "--json"]
+    steps = ["reading", "checking names and hash", "writing x.safetensors", "comparing features"]
+    monkeypatch.setattr(console, "FIRST_STEP", 0.0)
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    lines = [f"gem-lite: {done}/4 steps: {step}" for done, step in enumerate(steps)]
+    assert [line.replace(f" {weights}", "") for line in err.splitlines()] == lines
+    assert json.loads(out)["output"] == "x.safetensors"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main([*arguments, "--source", "photos/text.png"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("0/4 steps: reading photos/text.png\r")
+    assert "\n" not in err.rpartition("\r")[0]  # the line is wiped before the mistake is told
+
+
+# ---- bench-quality
+
+
+def test_quality_as_json_and_its_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench-quality", "--count", "2", "--seed", "3"]
+    assert main(arguments) == 0
+    table, err = capsys.readouterr()
+    assert err == ""
+    monkeypatch.setattr(console, "FIRST_LINE", 0.0)
+    assert main([*arguments, "--json"]) == 0
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if " collages" in line]
+    # Two styles of drawings, each scored by GEM, by plain CLIP and on single things.
+    assert [line.split()[1] for line in lines] == [
+        f"{done}/12" for done in (0, 2, 4, 6, 6, 8, 10, 12)
+    ]
+    assert lines[1].endswith("trained styles") and lines[-1].endswith("unseen style")
+    found = json.loads(out)
+    assert (found["model"], found["count"], found["seed"]) == ("tiny-emoji", 2, 3)
+    assert found["gem"]["blocks"] == 5
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert list(found["figures"]) == rows[0][1:]
+    for place, column in enumerate(found["figures"].values(), start=1):
+        cells = {f"{100 * value:.1f}" for value in column.values()}
+        assert cells == {row[place] for row in rows[1:]}
 
 
 # ---- interruption

@@ -258,13 +258,6 @@ GOOD: dict[str, tuple[bytes, tuple[int, int]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    gem.save(small_model(), path)
-    return path
-
-
 def test_odd_pictures_are_taken(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ from gem_lite.checkpoint import Header, load, write
 from gem_lite.config import OPENAI_MEAN, OPENAI_STD, GEMConfig
 from gem_lite.model import GEMNetwork
 from gem_lite.predictor import GEMPredictor
-from gem_lite.quality import Quality, measure, report, settings_table, top_1, with_settings
+from gem_lite.quality import Quality, figures, measure, report, settings_table, top_1, with_settings
 from gem_lite.scenes import Scene, Sprites, scenes
 from gem_lite.tokenizer import Tokenizer
 from gem_lite.transform import get_gem_img_transform
@@ -154,12 +154,13 @@ def main() -> None:
     write_weights(args.run, args.output, gem, size)
     network, header = load(args.output)
     model = GEMPredictor(network, header, tokenizer).eval()
-    figures = report(model, transform(size), drawings, seed=TEST_SEED, count=args.test)
-    print(f"taken: {gem}, size {size}\n{figures}")
+    scored = figures(model, transform(size), drawings, seed=TEST_SEED, count=args.test)
+    table_of_figures = report(scored)
+    print(f"taken: {gem}, size {size}\n{table_of_figures}")
     args.tables.write_text(
         f"Taken: {gem}, size {size}.\n\n"
         f"{args.test} held-out collages of 3 to 4 things, {args.test} single things:\n\n"
-        f"{figures}\n\n"
+        f"{table_of_figures}\n\n"
         f"Validation, all settings:\n\n{table}\n"
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 FIRST_LINE = 10.0  # seconds before the first plain line of progress, and between two
+FIRST_STEP = 2.0  # the same, of steps of unlike length
 
 
 def say(text: str) -> None:
@@ -33,10 +34,14 @@ def one_line(text: object) -> str:
 
 
 class Progress:
-    """How far a loop is: a line rewritten on a terminal, else a plain line every ten seconds."""
+    """How far a loop is: a line rewritten on a terminal, else a plain line every ten seconds.
 
-    def __init__(self, total: int, what: str) -> None:
-        self._total, self._what = total, what
+    even: all take about as long, so the time left can be told; False = a few unlike steps, each
+    of which gets its line when two seconds have passed.
+    """
+
+    def __init__(self, total: int, what: str, *, even: bool = True) -> None:
+        self._total, self._what, self._even = total, what, even
         self._start = self._last = time.monotonic()
         self._terminal = sys.stderr.isatty()
         self._width = 0
@@ -44,11 +49,14 @@ class Progress:
     def show(self, done: int, name: str) -> None:
         """`done` of the total are finished and `name` is at work."""
         now = time.monotonic()
-        if self._total < 2 or now - self._last < (0.1 if self._terminal else FIRST_LINE):
+        pause = FIRST_LINE if self._even else FIRST_STEP
+        if self._terminal:
+            pause = 0.1 if done and self._even else 0.0
+        if self._total < 2 or now - self._last < pause:
             return
         self._last = now
         text = f"{done}/{self._total} {self._what}"
-        if done:
+        if done and self._even:
             text += f", {_duration((now - self._start) / done * (self._total - done))} left"
         text = one_line(f"{text}: {name}")
         if not self._terminal:

@@ -1,6 +1,7 @@
 """`gem-lite convert`: another layout's weights into a file of ours."""
 
 import argparse
+from itertools import count
 from pathlib import Path
 
 from ..config import ACTIVATIONS
@@ -8,7 +9,7 @@ from ..convert import convert
 from ..factory import DTYPES, checked_device, header_for
 from ..layouts import read_source
 from ..pretrained import default_file_name, fetch_source, find_row, known_row
-from .console import say, say_json
+from .console import Progress, say, say_json
 from .model import add_device_argument, chosen_device
 
 HELP = "another layout's weights into a file of ours"
@@ -35,11 +36,24 @@ def run(args: argparse.Namespace) -> None:
     device = checked_device(chosen_device(args.device))
     row = find_row(args.model, args.pretrained)
     path = args.source or fetch_source(row or known_row(args.model, args.pretrained))
-    source = read_source(path)
-    header = header_for(source, args.model, row, activation=args.activation, tag=args.pretrained)
-    output = args.output or _default_output(args.model, args.pretrained)
-    dtype = None if args.dtype is None else DTYPES[args.dtype]
-    error = convert(source, output, header, dtype=dtype, device=device)
+    progress = Progress(4, "steps", even=False)
+    steps = count()
+
+    def advance(step: str) -> None:
+        progress.show(next(steps), step)
+
+    try:
+        advance(f"reading {path}")
+        source = read_source(path)
+        advance("checking names and hash")
+        header = header_for(
+            source, args.model, row, activation=args.activation, tag=args.pretrained
+        )
+        output = args.output or _default_output(args.model, args.pretrained)
+        dtype = None if args.dtype is None else DTYPES[args.dtype]
+        error = convert(source, output, header, dtype=dtype, device=device, advance=advance)
+    finally:
+        progress.clear()
     if args.json:
         say_json(
             {

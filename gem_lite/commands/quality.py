@@ -1,17 +1,18 @@
 """`gem-lite bench-quality`: GEM settings scored on labelled collages."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from ..quality import report
+from ..quality import figures, report
 from ..scenes import Sprites
-from .console import say
+from .console import Progress, say, say_json
 from .model import SHIPPED, add_model_arguments, load_model
 
 HELP = "score GEM settings on labelled collages with a known truth"
 EXAMPLES = """\
 gem-lite bench-quality --count 8
-gem-lite bench-quality --count 8 --gem-depth 5 --ss-attn-temp adaptive
+gem-lite bench-quality --count 8 --gem-depth 5 --ss-attn-temp adaptive --json
 """
 
 # The few drawings that a checkout carries for this.
@@ -23,11 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=64, help="collages (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--sprites", type=Path, help="drawings; default: a checkout's own few")
+    parser.add_argument("--json", action="store_true", help="print a JSON object, figures 0 to 1")
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table of figures."""
+    """Print the table of figures, or all of it as JSON."""
     path = args.sprites or SPRITES
     if not path.is_file():
         raise FileNotFoundError(
@@ -40,5 +42,32 @@ def run(args: argparse.Namespace) -> None:
         args.model, args.pretrained = SHIPPED  # the collages are of what it knows
     model, transform = load_model(args)
     header = model.header
+    progress: Progress | None = None
+
+    def advance(done: int, total: int, style: str) -> None:
+        nonlocal progress
+        progress = progress or Progress(total, "collages")
+        progress.show(done, style)
+
+    sprites = Sprites.load(path)
+    try:
+        found = figures(
+            model, transform, sprites, seed=args.seed, count=args.count, advance=advance
+        )
+    finally:
+        if progress is not None:
+            progress.clear()
+    if args.json:
+        say_json(
+            {
+                "model": header.model,
+                "pretrained": header.pretrained,
+                "gem": asdict(model.network.gem),
+                "count": args.count,
+                "seed": args.seed,
+                "figures": found,
+            }
+        )
+        return
     say(f"{header.model} {header.pretrained}, {model.network.gem}\n")
-    say(report(model, transform, Sprites.load(path), seed=args.seed, count=args.count))
+    say(report(found))
