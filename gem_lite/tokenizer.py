@@ -11,7 +11,7 @@ import html
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from itertools import pairwise
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -206,26 +206,40 @@ def clean(text: str) -> str:
 def _word_ids(
     byte_symbols: dict[int, str], ranks: dict[str, int], ids: dict[str, int], word: str
 ) -> tuple[int, ...]:
+    """Merges by a queue of pairs over linked symbols: n log n steps for n bytes."""
     symbols = [byte_symbols[byte] for byte in word.encode("utf-8")]
     symbols[-1] += _END_OF_WORD
-    while len(symbols) > 1:
-        pairs = {f"{left} {right}" for left, right in pairwise(symbols)}
-        known = [pair for pair in pairs if pair in ranks]
-        if not known:
-            break
-        symbols = _join(symbols, min(known, key=ranks.__getitem__))
-    return tuple(ids[symbol] for symbol in symbols)
+    count = len(symbols)
+    before, after = list(range(-1, count - 1)), list(range(1, count + 1))
+    queue: list[tuple[int, int]] = []  # rank of a pair, place of its left symbol
 
+    def rank_at(place: int) -> int | None:
+        if place < 0 or after[place] == count:
+            return None
+        return ranks.get(f"{symbols[place]} {symbols[after[place]]}")
 
-def _join(symbols: list[str], pair: str) -> list[str]:
-    left, right = pair.split(" ")
-    joined: list[str] = []
-    for symbol in symbols:
-        if symbol == right and joined and joined[-1] == left:
-            joined[-1] = left + right
-        else:
-            joined.append(symbol)
-    return joined
+    def offer(place: int) -> None:
+        if (rank := rank_at(place)) is not None:
+            heappush(queue, (rank, place))
+
+    for place in range(count):
+        offer(place)
+    while queue:
+        lowest, joined = queue[0][0], []
+        # Every pair of this rank, from the left, before any that they make.
+        while queue and queue[0][0] == lowest:
+            _, place = heappop(queue)
+            if rank_at(place) == lowest:  # else a neighbour was joined meanwhile
+                gone = after[place]
+                symbols[place] += symbols[gone]
+                symbols[gone], after[place] = "", after[gone]
+                if after[place] < count:
+                    before[after[place]] = place
+                joined.append(place)
+        for place in joined:
+            offer(before[place])
+            offer(place)
+    return tuple(ids[symbol] for symbol in symbols if symbol)
 
 
 def _byte_symbols() -> dict[int, str]:

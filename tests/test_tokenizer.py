@@ -11,6 +11,7 @@ import re
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,6 +159,29 @@ def test_long_words_follow_the_reference(clip: Tokenizer, merges: list[str]) -> 
     for _ in range(5):
         word = "".join(rng.choices("aeinst", k=30))
         assert clip.encode(word) == naive_ids(word, merges)
+
+
+def test_an_unbroken_word_of_any_length(merges: list[str]) -> None:
+    """The same ids as of a short word, for a number of steps that grows with it, not its square."""
+
+    class Counted(dict[str, int]):
+        looked = 0
+
+        def get(self, key: str, default: Any = None) -> Any:
+            self.looked += 1
+            return super().get(key, default)
+
+    small = Tokenizer(vocab_size=2048)
+    tables = small._word_ids.__wrapped__.args  # type: ignore[attr-defined]
+    rng = random.Random(2)
+    for count in (1_500, 15_000):
+        word = "".join(rng.choices("aeinst", k=count))
+        ranks = Counted(tables[1])
+        ids = module._word_ids(tables[0], ranks, tables[2], word)
+        assert ranks.looked < 8 * count
+        assert small.decode(ids) == word
+        if count == 1_500:
+            assert list(ids) == small.encode(word) == naive_ids(word, merges[: 2048 - 514])
 
 
 def test_any_text_can_be_read_back(clip: Tokenizer) -> None:
