@@ -28,10 +28,8 @@ LIMITS = Limits(upload_bytes=60_000, pixels=40_000, prompts=4, letters=30, waiti
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    gem.save(small_model(), path)
-    return Engine("small", str(path), limits=LIMITS)
+def engine(weights: Path) -> Engine:
+    return Engine("small", str(weights), limits=LIMITS)
 
 
 @pytest.fixture(scope="module")
