@@ -9,8 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+from . import fetch
 from .commands import app, convert, demo, evaluate, heatmap, models, quality, segment
-from .commands.console import one_line, tell
+from .commands.console import one_line, tell, telling
 from .commands.model import SHIPPED
 from .demo import DEMO_PICTURE
 from .pretrained import find_file, known_row
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     code = 0
     try:
-        code = args.run(args) or 0
+        with telling(fetch.__name__):  # a download's progress, and its further attempts
+            code = args.run(args) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,6 +24,7 @@ from typing import IO
 from .lock import exclusive
 
 _logger = logging.getLogger(__name__)
+_LOG_EVERY = 10.0  # seconds
 
 _CHUNK = 1 << 20  # bytes asked for at once
 _BACKOFF = 0.5  # seconds before the second attempt, doubled for each further one
@@ -60,7 +61,8 @@ def download(
     by the next attempt or the next call, if the server still has the same file. Two processes
     may ask for the same destination: one downloads, the other waits and takes the result.
 
-    `progress` writes one line to standard error (None: only if that is a terminal). `timeout` is
+    `progress` writes one line to standard error (None: only if that is a terminal); without it, how
+    far the download is goes to the log (level INFO) every ten seconds. `timeout` is
     the longest silence of the server in seconds. `allow_http` permits a plain http:// url; a
     redirect from https to http is refused in any case. Proxies come from the environment.
 
@@ -148,6 +150,7 @@ def _fetch(
             except _Failure as failure:
                 if attempt == attempts or not failure.retry:
                     raise
+                line.close()
                 _logger.info("attempt %d of %d to fetch %s: %s", attempt, attempts, url, failure)
                 continue
             if hash_fits(digest, sha256):
@@ -297,7 +300,7 @@ class _Part:
 
 
 class _ProgressLine:
-    """One line on standard error, rewritten at most five times a second."""
+    """One line on standard error, rewritten at most five times a second; else lines in the log."""
 
     def __init__(self, name: str, wanted: bool | None) -> None:
         self._stream = sys.stderr
@@ -305,23 +308,27 @@ class _ProgressLine:
             wanted = self._stream is not None and self._stream.isatty()
         self._on = wanted and self._stream is not None
         self._name = name
-        self._due = 0.0
+        self._due = 0.0 if self._on else time.monotonic() + _LOG_EVERY
         self._width = 0
 
     def show(self, done: int, total: int | None) -> None:
         now = time.monotonic()
-        if not self._on or (now < self._due and done != total):
+        if now < self._due and not (self._on and done == total):
             return
-        self._due = now + 0.2
+        self._due = now + (0.2 if self._on else _LOG_EVERY)
         text = f"{self._name}: {done / 1e6:.1f} MB"
         if total:
             text += f" of {total / 1e6:.1f} MB ({100 * done // total} %)"
+        if not self._on:
+            _logger.info(text)
+            return
         self._write("\r" + text.ljust(self._width))
         self._width = len(text)
 
     def close(self) -> None:
         if self._width:
             self._write("\n")
+            self._width = 0
 
     def _write(self, text: str) -> None:
         try:

@@ -669,6 +669,20 @@ def test_no_progress(
     assert capfd.readouterr() == ("", "")
 
 
+def test_progress_in_the_log(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every ten seconds by the clock, beside each further attempt."""
+    assert fetch._LOG_EVERY == 10.0
+    monkeypatch.setattr(fetch, "_LOG_EVERY", 0.0)
+    caplog.set_level("INFO", fetch.__name__)
+    server.plan = [cut(HALF)]
+    get(server, target, progress=None)
+    text = "\n".join(record.getMessage() for record in caplog.records)
+    assert "model.pt: 0.1 MB of 0.3 MB (50 %)\n" in text or "0.2 MB of 0.3 MB (50 %)\n" in text
+    assert "attempt 1 of 5" in text and text.endswith("0.3 MB of 0.3 MB (100 %)")
+
+
 def test_closed_standard_error(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import http.server
+import logging
 import re
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from gem_lite import pretrained
+from gem_lite import fetch, pretrained
+from gem_lite.cli import main
 from gem_lite.config import ARCHITECTURES
 from gem_lite.fetch import FetchError
 from gem_lite.pretrained import (
@@ -415,6 +417,27 @@ def test_a_mirror_that_lies(folders: dict[str, Path], mirror: tuple[str, list[st
         fetch_source(row(), mirror=f"{mirror[0]}/clip")
     assert str(row().sha256) in str(caught.value)
     assert list(folders["cache"].iterdir()) == []
+
+
+def test_a_download_is_told_by_the_commands(
+    folders: dict[str, Path],
+    mirror: tuple[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Lines where standard error is no terminal; the library alone writes them to its log."""
+    monkeypatch.setattr(fetch, "_LOG_EVERY", 0.0)
+    monkeypatch.setenv("GEM_LITE_MIRROR", f"{mirror[0]}/clip")
+    arguments = ["convert", "--model", "ViT-B/16", "--pretrained", "openai", "--output"]
+    assert main([*arguments, str(tmp_path / "x.safetensors")]) == 2
+    told, *_, last = capsys.readouterr().err.splitlines()
+    assert told == "gem-lite: ViT-B-16.pt: 0.0 MB of 0.0 MB (100 %)" and "SHA-256" in last
+    logger = logging.getLogger(fetch.__name__)
+    assert (logger.handlers, logger.level) == ([], logging.NOTSET)
+    with pytest.raises(FetchError):
+        fetch_source(row())
+    assert capsys.readouterr() == ("", "")
 
 
 def test_error_says_what_to_do(folders: dict[str, Path], mirror: tuple[str, list[str]]) -> None:

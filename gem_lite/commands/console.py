@@ -1,9 +1,11 @@
 """What commands say: results on standard output, everything else in lines on standard error."""
 
 import json
+import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 FIRST_LINE = 10.0  # seconds before the first plain line of progress, and between two
@@ -23,6 +25,21 @@ def say_json(value: Mapping[str, Any] | list[Any]) -> None:
 def tell(text: str) -> None:
     """A line for people on standard error, after the program's name."""
     print(_encodable(f"gem-lite: {one_line(text)}", sys.stderr), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def telling(name: str) -> Iterator[None]:
+    """What a module writes to its log, from level INFO on, is told meanwhile."""
+    handler = logging.Handler()
+    handler.emit = lambda record: tell(record.getMessage())  # type: ignore[method-assign]
+    logger, level = logging.getLogger(name), logging.getLogger(name).level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 def one_line(text: object) -> str:
