@@ -11,7 +11,7 @@ import random
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Mutate = Callable[[bytes, int], bytes]  # content, most bytes of the outcome
@@ -49,11 +49,7 @@ def _zip(data: bytes, most: int, chance: random.Random, mutate: Mutate) -> bytes
 
 
 def _png(data: bytes, most: int, chance: random.Random, mutate: Mutate) -> bytes:
-    chunks, at = [], len(PNG)
-    while at < len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        chunks.append(data[at + 4 : at + 8 + length])  # kind and content
-        at += 12 + length
+    chunks = list(png_chunks(data))
     place = chance.randrange(len(chunks))
     chunks[place] = mutate(chunks[place], max(5, most - len(data) + len(chunks[place])))
     out = PNG
@@ -61,6 +57,15 @@ def _png(data: bytes, most: int, chance: random.Random, mutate: Mutate) -> bytes
         out += struct.pack(">I", max(0, len(chunk) - 4)) + chunk
         out += struct.pack(">I", zlib.crc32(chunk))
     return out[:most]
+
+
+def png_chunks(data: bytes) -> Iterator[bytes]:
+    """Kind and content of each chunk, in order."""
+    at = len(PNG)
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        yield data[at + 4 : at + 8 + length]
+        at += 12 + length
 
 
 def _safetensors(data: bytes, most: int, chance: random.Random, mutate: Mutate) -> bytes:
