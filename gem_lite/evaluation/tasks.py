@@ -1,7 +1,7 @@
 """A model, a data set and settings as a task: counts of pixels, or of points.
 
-What `load` does runs in threads beside the model, with Pillow and numpy alone: PyTorch would start
-a second set of its own threads there, and the model's would wait for theirs at every step.
+What `load` does runs in threads beside the model, with Pillow and numpy alone. With PyTorch in them
+the model lost a fifth of its speed, it seems to the OpenMP threads that each of them starts.
 """
 
 from collections.abc import Callable, Sequence
