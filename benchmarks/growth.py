@@ -68,11 +68,19 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         panel.set_xticks(xs, [str(row[axis]) for row in points])
         for x, row in zip(xs, points, strict=True):
             note = f"{row['MiB']:.0f} MiB"
-            panel.annotate(note, (x, row["seconds"]), (0, 7), textcoords="offset points", size=7)
+            panel.annotate(
+                note,
+                (x, row["seconds"]),
+                (0, 9),
+                textcoords="offset points",
+                size=7,
+                ha="center",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )
         panel.set_xlabel({"iters": "iterations", "side": "side in pixels"}.get(axis, axis))
         panel.set_yscale("log")
         panel.grid(alpha=0.3)
-        panel.margins(x=0.18, y=0.2)
+        panel.margins(x=0.22, y=0.2)
     panels[0].set_ylabel("seconds a call")
     figure.tight_layout()
     figure.savefig(path)
