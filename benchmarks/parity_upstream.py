@@ -79,6 +79,7 @@ def errors(
     expected: Mapping[str, Tensor], activation: Any, weights: Path, variants: Iterable[str]
 ) -> dict[str, float]:
     """The largest error of gem_lite by stage, over the variants."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # installed or not
     import gem_lite as gem
 
     worst: dict[str, float] = {}
