@@ -121,7 +121,7 @@ class Side:
     """A process that has loaded one of the libraries, and does what it is told."""
 
     def __init__(self, library: str, weights: Path) -> None:
-        self.library = library
+        self.name = library
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--side", library, "--weights", str(weights), *threads()],
             stdin=subprocess.PIPE,
@@ -135,7 +135,7 @@ class Side:
         print(json.dumps(order), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(f"{self.library} stopped; its error stands above")
+            raise SystemExit(f"{self.name} stopped; its error stands above")
         return float(answer)
 
     def __enter__(self) -> "Side":
