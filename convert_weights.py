@@ -8,7 +8,7 @@ A thin command line over gem_lite.convert, the same as `gem-lite convert`.
 
 import sys
 
-from gem_lite.cli import main
+from gem_lite.tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["convert", *sys.argv[1:]]))

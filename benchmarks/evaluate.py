@@ -33,8 +33,8 @@ def write_voc(root: Path, count: int) -> None:
     import numpy as np
     from PIL import Image
 
-    from gem_lite.palette import voc_palette
-    from gem_lite.scenes import Sprites, scenes
+    from gem_lite.pictures.labels import voc_palette
+    from gem_lite.tools.quality.scenes import Sprites, scenes
 
     base = root / "VOC2012"
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
@@ -55,7 +55,7 @@ def write_voc(root: Path, count: int) -> None:
 
 def evaluate(arguments: list[str], output: Path) -> dict[str, Any]:
     """Run the command in this process; what it says of its own speed."""
-    from gem_lite.cli import main
+    from gem_lite.tools.cli import main
 
     with (
         contextlib.redirect_stdout(io.StringIO()),
@@ -82,8 +82,8 @@ def main() -> None:
     from PIL import Image
 
     import gem_lite
-    from gem_lite.evaluation.datasets import open_set
-    from gem_lite.evaluation.protocols import settings_for
+    from gem_lite.tools.evaluation.datasets import open_set
+    from gem_lite.tools.evaluation.protocols import settings_for
 
     torch.set_grad_enabled(False)
     if args.threads:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import gem_lite as gem
-from gem_lite.demo import demo_picture
+from gem_lite.tools.demo import demo_picture
 
 model, transform = gem.create_model_and_transforms("tiny-emoji", "v1")
 model  # its layers

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import gem_lite as gem
-from gem_lite.segment import label_maps
-from gem_lite.transform import ImageTransform
+from gem_lite.method.segment import label_maps
+from gem_lite.pictures.transform import ImageTransform
 
 NOT_COUNTED = 255
 VOC_NAMES = [

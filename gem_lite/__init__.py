@@ -1,16 +1,15 @@
 """GEM (Grounding Everything, arXiv 2312.00878) in plain PyTorch: heat maps for words."""
 
 from ._version import __version__
-from .boxes import Box, boxes, points
-from .config import ARCHITECTURES, GEMConfig, ImageConfig, ModelConfig, TextConfig
+from .checkpoints.fetch import FetchError
+from .checkpoints.known import available_models
 from .factory import create_gem_model, create_model_and_transforms, get_tokenizer
-from .fetch import FetchError
-from .palette import class_areas, label_picture, save_labels
+from .method.config import ARCHITECTURES, GEMConfig, ImageConfig, ModelConfig, TextConfig
+from .pictures.boxes import Box, boxes, points
+from .pictures.labels import Segmentation, class_areas, label_picture, save_labels
+from .pictures.overlays import label_overlay, visualize
+from .pictures.transform import get_gem_img_transform
 from .predictor import DenseFeatures, GEMPredictor, save
-from .pretrained import available_models
-from .segment import Segmentation
-from .transform import get_gem_img_transform
-from .visualize import label_overlay, visualize
 
 __all__ = [
     "ARCHITECTURES",

@@ -10,23 +10,8 @@ from typing import Literal
 
 import torch
 
-from .checkpoint import Header, assemble, load
-from .config import (
-    OPENAI_MEAN,
-    OPENAI_STD,
-    QUICKGELU_SUFFIX,
-    Activation,
-    GEMConfig,
-    architecture,
-    fold_name,
-)
-from .convert import convert, resolve_config
-from .fast import Setting
-from .layouts import Source, read_source
-from .lock import exclusive
-from .model import GEMNetwork, initialize
-from .predictor import GEMPredictor
-from .pretrained import (
+from .checkpoints.convert import convert, resolve_config
+from .checkpoints.known import (
     PRETRAINED,
     Pretrained,
     cache_folder,
@@ -37,8 +22,23 @@ from .pretrained import (
     known_row,
     row_by_hash,
 )
+from .checkpoints.lock import exclusive
+from .checkpoints.others import Source, read_source
+from .checkpoints.ours import Header, assemble, load
+from .fast import Setting
+from .method.config import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    QUICKGELU_SUFFIX,
+    Activation,
+    GEMConfig,
+    architecture,
+    fold_name,
+)
+from .method.model import GEMNetwork, initialize
+from .pictures.transform import ImageTransform, get_gem_img_transform
+from .predictor import GEMPredictor
 from .tokenizer import Tokenizer
-from .transform import ImageTransform, get_gem_img_transform
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: Mapping[str, torch.dtype] = {

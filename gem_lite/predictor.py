@@ -10,15 +10,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import fast
-from .checkpoint import Header, write
-from .heatmap import heat_maps
-from .image import ImageFeatures
-from .model import GEMNetwork
-from .refine import neighbour_weights, refine
-from .segment import Segmentation, label_chunks
+from .checkpoints.ours import Header, write
+from .method.heatmap import heat_maps
+from .method.image import ImageFeatures
+from .method.model import GEMNetwork
+from .method.refine import neighbour_weights, refine
+from .method.segment import label_chunks
+from .method.windows import window_features, window_maps
+from .pictures.labels import Segmentation
+from .pictures.overlays import visualize
 from .tokenizer import Tokenizer
-from .visualize import visualize
-from .windows import window_features, window_maps
 
 TEMPLATE = "a photo of a {}."
 CACHED_PROMPTS = 4096
@@ -259,7 +260,7 @@ class GEMPredictor(nn.Module):
         if chunk is None:
             pixels = len(images) * max(size[0] * size[1], found.size[0] * found.size[1])
             chunk = max(1, CHUNK_BYTES // (4 * pixels))
-        return label_chunks(
+        segmentation = label_chunks(
             maps,
             groups,
             classes=classes,
@@ -269,6 +270,7 @@ class GEMPredictor(nn.Module):
             min_area=min_area,
             chunk=chunk,
         )
+        return Segmentation(*segmentation)
 
     def visualize(
         self,

@@ -181,13 +181,14 @@ class Tokenizer:
 
 
 def find_merges() -> Path:
-    """Path of the merges file: in `tokenizer/` inside this package, or else beside it.
+    """Path of the merges file: in `tokenizer/` inside or beside the package, or in a wheel's data.
 
     Raises:
         FileNotFoundError: it is in neither place.
     """
     package = Path(__file__).resolve().parent
-    places = [folder / "tokenizer" / MERGES_NAME for folder in (package, package.parent)]
+    folders = (package / "data", package, package.parent)
+    places = [folder / "tokenizer" / MERGES_NAME for folder in folders]
     for place in places:
         if place.is_file():
             return place

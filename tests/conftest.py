@@ -6,7 +6,7 @@ import pytest
 from small import small_model
 
 import gem_lite as gem
-from gem_lite.commands import console
+from gem_lite.tools.commands import console
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gem_lite.evaluation.names import read_names, shipped
-from gem_lite.palette import voc_palette
-from gem_lite.scenes import Sprites, scenes
+from gem_lite.pictures.labels import voc_palette
+from gem_lite.tools.evaluation.names import read_names, shipped
+from gem_lite.tools.quality.scenes import Sprites, scenes
 
 SPRITES = Path(__file__).parent.parent / "examples" / "scenes" / "sprites.npz"
 UNUSED_COCO_IDS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from gem_lite.checkpoint import Header
-from gem_lite.config import (
+from gem_lite.checkpoints.ours import Header
+from gem_lite.method.config import (
     OPENAI_MEAN,
     OPENAI_STD,
     GEMConfig,
@@ -14,7 +14,7 @@ from gem_lite.config import (
     ModelConfig,
     TextConfig,
 )
-from gem_lite.model import GEMNetwork, initialize
+from gem_lite.method.model import GEMNetwork, initialize
 from gem_lite.predictor import GEMPredictor
 from gem_lite.tokenizer import Tokenizer
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from gem_lite.scenes import Sprites
+from gem_lite.tools.quality.scenes import Sprites
 
 SIDE = 256
 # Of each picture the style, and for each thing its name, side in pixels, left, top.

@@ -23,14 +23,22 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 import pictures
 from train import CONFIG, fold_centre, name_tokens
 
-from gem_lite.checkpoint import Header, load, write
-from gem_lite.config import OPENAI_MEAN, OPENAI_STD, GEMConfig
-from gem_lite.model import GEMNetwork
+from gem_lite.checkpoints.ours import Header, load, write
+from gem_lite.method.config import OPENAI_MEAN, OPENAI_STD, GEMConfig
+from gem_lite.method.model import GEMNetwork
+from gem_lite.pictures.transform import get_gem_img_transform
 from gem_lite.predictor import GEMPredictor
-from gem_lite.quality import Quality, figures, measure, report, settings_table, top_1, with_settings
-from gem_lite.scenes import Scene, Sprites, scenes
 from gem_lite.tokenizer import Tokenizer
-from gem_lite.transform import get_gem_img_transform
+from gem_lite.tools.quality.measure import (
+    Quality,
+    figures,
+    measure,
+    report,
+    settings_table,
+    top_1,
+    with_settings,
+)
+from gem_lite.tools.quality.scenes import Scene, Sprites, scenes
 
 VALIDATION_SEED, TEST_SEED = 910, 920  # training draws from its own seed, 0
 SIZES = (128, 160, 192, 224)

@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from gem_lite.scenes import Sprites
+from gem_lite.tools.quality.scenes import Sprites
 
 TRAINED_STYLES = {
     "noto": "1.2.9",

@@ -31,7 +31,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 import pictures
 
-from gem_lite.config import (
+from gem_lite.method.config import (
     OPENAI_MEAN,
     OPENAI_STD,
     GEMConfig,
@@ -39,11 +39,11 @@ from gem_lite.config import (
     ModelConfig,
     TextConfig,
 )
-from gem_lite.image import resample_positions
-from gem_lite.model import GEMNetwork, initialize
-from gem_lite.scenes import Sprites, background, caption, compose, scenes
-from gem_lite.text import end_of_text
+from gem_lite.method.image import resample_positions
+from gem_lite.method.model import GEMNetwork, initialize
+from gem_lite.method.text import end_of_text
 from gem_lite.tokenizer import Tokenizer
+from gem_lite.tools.quality.scenes import Sprites, background, caption, compose, scenes
 
 CONFIG = ModelConfig(
     embed=192,

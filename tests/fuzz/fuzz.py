@@ -19,7 +19,7 @@ sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
 
 def checkpoint(data: bytes) -> None:
     """Any weight file: read, and every tensor of it taken."""
-    from gem_lite.layouts import read_source
+    from gem_lite.checkpoints.others import read_source
 
     with tempfile.NamedTemporaryFile(suffix=".pt") as file:
         file.write(data)
@@ -34,7 +34,7 @@ def checkpoint(data: bytes) -> None:
 
 def safetensors(data: bytes) -> None:
     """A file of ours: header and weights."""
-    from gem_lite.checkpoint import load
+    from gem_lite.checkpoints.ours import load
 
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
         file.write(data)
@@ -47,8 +47,8 @@ def safetensors(data: bytes) -> None:
 
 def image(data: bytes) -> None:
     """A picture, opened and made a tensor; small, so that a run has many."""
-    from gem_lite.pictures import open_picture
-    from gem_lite.transform import ImageTransform
+    from gem_lite.pictures.opening import open_picture
+    from gem_lite.pictures.transform import ImageTransform
 
     try:
         picture = open_picture(io.BytesIO(data), name="it", max_pixels=1_000_000)
@@ -86,7 +86,7 @@ INSTRUMENTED = {
     "torch": ["torch._weights_only_unpickler", "torch.serialization"],
     "PIL": ["PIL.Image"],
     "ftfy": ["ftfy"],
-    "gem_lite": ["gem_lite.layouts", "gem_lite.pictures", "gem_lite.tokenizer"],
+    "gem_lite": ["gem_lite.checkpoints.others", "gem_lite.pictures.opening", "gem_lite.tokenizer"],
 }
 
 TARGETS = {each.__name__: each for each in (checkpoint, safetensors, image, tokenizer)}
@@ -125,8 +125,8 @@ def weight_files(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from gem_lite.checkpoint import write
-    from gem_lite.config import ImageConfig, ModelConfig, TextConfig
+    from gem_lite.checkpoints.ours import write
+    from gem_lite.method.config import ImageConfig, ModelConfig, TextConfig
 
     config = ModelConfig(
         embed=2,

@@ -1,0 +1,310 @@
+"""Heat maps as pictures: overlays with Pillow and numpy, no display needed."""
+
+import colorsys
+import re
+import secrets
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..method.config import OPENAI_MEAN, OPENAI_STD
+
+# Indigo over magenta and orange to pale yellow: (position, red, green, blue), joined by straight
+# lines. It grows brighter all the way, so a sheet printed in grey still reads.
+COLOURS = np.array(
+    [
+        (0.00, 0.13, 0.07, 0.39),
+        (0.20, 0.29, 0.09, 0.61),
+        (0.40, 0.60, 0.13, 0.64),
+        (0.55, 0.88, 0.17, 0.39),
+        (0.70, 0.97, 0.44, 0.21),
+        (0.85, 1.00, 0.71, 0.12),
+        (1.00, 0.98, 0.96, 0.54),
+    ]
+)
+SHEET_COLUMNS = 4
+GAP = 8  # pixels between the pictures of a sheet
+LEGEND_LETTERS = 80  # of a name; what is longer is cut
+
+
+def visualize(
+    image: Image.Image | Tensor,
+    prompts: Sequence[str],
+    logits: Tensor,
+    alpha: float = 0.6,
+    save_path: str | Path | None = None,
+    mean: Iterable[float] | None = None,
+    std: Iterable[float] | None = None,
+) -> list[Image.Image]:
+    """Overlay each prompt's heat map on the image, with the prompt as title.
+
+    image: a PIL image, or a tensor [3, h, w] or [1, 3, h, w] normalised with mean and std (None =
+    OpenAI's). logits: [p, h, w] or [1, p, h, w], any range: each map is stretched to [0, 1] for
+    display and resized to the image. alpha: 0 shows the image alone, 1 the map alone.
+    save_path: a name with a picture's ending (.png, .jpg, ...) gets one sheet of all; anything
+    else is a folder, made if need be, that gets one PNG per prompt. In a notebook the sheet is
+    shown. Returns the overlays, one RGB picture per prompt.
+    Raises TypeError or ValueError for input of the wrong kind or shape.
+    """
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts is a string; expected a list: [{prompts!r}]")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(f"a prompt is {prompt!r:.80}; expected a string")
+    _check_alpha(alpha)
+    pixels = _pixels(image, mean, std)  # [h, w, 3] in [0, 1]
+    maps = _maps(logits, len(prompts))  # [p, h, w]
+    overlays = [
+        titled(_blend(pixels, heat, alpha), prompt)
+        for heat, prompt in zip(maps, prompts, strict=True)
+    ]
+    shown = _in_notebook()
+    if save_path is not None or shown:
+        sheet = contact_sheet(overlays, columns=min(SHEET_COLUMNS, len(overlays)))
+        if save_path is not None:
+            _save(Path(save_path), sheet, overlays, prompts)
+        if shown:
+            from IPython.display import display
+
+            display(sheet)
+    return overlays
+
+
+def heat_colours(heat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Colours [h, w, 3] in [0, 1] for values [h, w] in [0, 1]."""
+    channels = [np.interp(heat, COLOURS[:, 0], COLOURS[:, channel]) for channel in (1, 2, 3)]
+    return np.stack(channels, axis=-1, dtype=np.float32)
+
+
+def titled(picture: Image.Image, title: str) -> Image.Image:
+    """The picture with a line of text above it; a long line is set smaller, then cut."""
+    size = _text_size(picture)
+    band, smallest = 2 * size, max(9, size // 2)
+    font = ImageFont.load_default(size)
+    text = _drawable(title) or " "
+    room = picture.width - GAP
+    if len(text) > max(1, picture.width):  # wider than a pixel each: measured once, not often
+        text = text[: max(1, picture.width)] + "\N{HORIZONTAL ELLIPSIS}"
+    while size > smallest and font.getlength(text) > room:
+        size -= 1
+        font = ImageFont.load_default(size)
+    while len(text) > 1 and font.getlength(text) > room:
+        text = text[:-2].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+    canvas = Image.new("RGB", (picture.width, picture.height + band), "white")
+    canvas.paste(picture, (0, band))
+    draw = ImageDraw.Draw(canvas)
+    draw.text((picture.width / 2, band / 2), text, fill="black", font=font, anchor="mm")
+    return canvas
+
+
+def contact_sheet(pictures: Sequence[Image.Image], *, columns: int) -> Image.Image:
+    """Pictures side by side, row by row, on white."""
+    rows = -(-len(pictures) // columns)
+    width = max(picture.width for picture in pictures)
+    height = max(picture.height for picture in pictures)
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, columns)
+        sheet.paste(picture, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+    return sheet
+
+
+def label_overlay(
+    image: Image.Image | Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    alpha: float = 0.6,
+    mean: Iterable[float] | None = None,
+    std: Iterable[float] | None = None,
+) -> Image.Image:
+    """A segmentation over its image, with a legend below.
+
+    image: as in `visualize`; labels: [h, w], 0 = background (left as it is), k + 1 = names[k], as
+    `segment` gives them. Raises TypeError or ValueError for input of the wrong kind or shape.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"names is a string; expected a list: [{names!r}]")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels is of type {type(labels).__name__}; expected a tensor [h, w]")
+    if labels.ndim != 2 or labels.numel() == 0:
+        raise ValueError(f"labels has shape {list(labels.shape)}; expected [h, w]")
+    if int(labels.min()) < 0 or int(labels.max()) > len(names):
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 for background"
+            f" to {len(names)}, the number of names"
+        )
+    _check_alpha(alpha)
+    pixels = _pixels(image, mean, std)
+    height, width = pixels.shape[:2]
+    # PIL counts (width, height).
+    resized = Image.fromarray(labels.cpu().numpy().astype(np.int32)).resize(
+        (width, height), Image.Resampling.NEAREST
+    )
+    shown = np.asarray(resized)
+    colours = np.array([label_colour(index) for index in range(len(names))], dtype=np.float32)
+    painted = alpha * colours[np.maximum(shown - 1, 0)] / 255 + (1 - alpha) * pixels
+    mixed = np.where(shown[..., None] > 0, painted, pixels)
+    picture = Image.fromarray((mixed * 255).round().astype(np.uint8))
+    return _with_legend(picture, names)
+
+
+def label_colour(index: int) -> tuple[int, int, int]:
+    """The colour of the index-th name: golden-angle steps around the colour circle."""
+    hue = (0.61803 * index + 0.02) % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0 if index % 2 == 0 else 0.8)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _with_legend(picture: Image.Image, names: Sequence[str]) -> Image.Image:
+    size = min(22, max(12, 2 * _text_size(picture) // 3))
+    font = ImageFont.load_default(size)
+    texts = [_drawable(name) for name in names]
+    texts = [
+        text if len(text) <= LEGEND_LETTERS else text[:LEGEND_LETTERS] + "\N{HORIZONTAL ELLIPSIS}"
+        for text in texts
+    ]
+    steps = [round(font.getlength(text) + 2.2 * size) for text in texts]  # square, text and gap
+    room, columns = picture.width - GAP, max(1, len(texts))
+    if sum(steps) > room:  # in columns, as wide as the longest
+        columns = max(1, room // max(steps))
+        steps = [max(steps)] * len(steps)
+    line = round(1.6 * size)
+    height = picture.height + -(-len(texts) // columns) * line
+    width = max(picture.width, sum(steps[:columns]) + GAP)
+    canvas = Image.new("RGB", (width, height), "white")
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for index, text in enumerate(texts):
+        row, column = divmod(index, columns)
+        x = GAP + sum(steps[:column])
+        middle = picture.height + (row + 0.5) * line
+        box = (x, middle - size / 2, x + size, middle + size / 2)
+        draw.rectangle(box, fill=label_colour(index))
+        draw.text((x + 1.4 * size, middle), text, fill="black", font=font, anchor="lm")
+    return canvas
+
+
+def _text_size(picture: Image.Image) -> int:
+    return max(14, min(48, picture.width // 18))
+
+
+def _drawable(text: str) -> str:
+    """One line without accents: Pillow's own font has the letters of English only.
+
+    What cannot be printed is left out: control characters, marks of direction, halves of letters.
+    """
+    letters = unicodedata.normalize("NFKD", " ".join(text.split()))
+    return "".join(
+        letter for letter in letters if letter.isprintable() and not unicodedata.combining(letter)
+    )
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format its name ends in, complete or not at all."""
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(
+            f"{path} does not end as a picture that Pillow writes; expected .png, .jpg, .webp, ..."
+        )
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    try:
+        picture.save(temporary, quality=95)  # what has no loss does not ask for it
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def safe_name(index: int, prompt: str) -> str:
+    """A file name for a prompt: its place in the list, and what of it is safe everywhere."""
+    words = re.sub(r"[^\w-]+", "_", prompt).strip("_")
+    while len(words.encode()) > 80:
+        words = words[:-1]
+    return f"{index:02d}-{words}.png" if words else f"{index:02d}.png"
+
+
+def _save(
+    path: Path, sheet: Image.Image, overlays: Sequence[Image.Image], prompts: Sequence[str]
+) -> None:
+    if path.suffix.lower() in Image.registered_extensions() and not path.is_dir():
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; make it")
+        save_picture(sheet, path)
+        return
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file without a picture's ending; give .png or a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    for index, (overlay, prompt) in enumerate(zip(overlays, prompts, strict=True)):
+        save_picture(overlay, path / safe_name(index, prompt))
+
+
+def _pixels(
+    image: Image.Image | Tensor, mean: Iterable[float] | None, std: Iterable[float] | None
+) -> NDArray[np.float32]:
+    """[h, w, 3] in [0, 1]."""
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"image is of type {type(image).__name__}; expected a PIL image or a tensor [3, h, w]"
+        )
+    given = list(image.shape)
+    if image.ndim == 4 and len(image) == 1:
+        image = image[0]
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"image has shape {given}; expected [3, h, w] or [1, 3, h, w]")
+    channels = image.detach().float().cpu().numpy().transpose(1, 2, 0)  # [h, w, 3]
+    mean = np.array(list(OPENAI_MEAN if mean is None else mean), dtype=np.float32)
+    std = np.array(list(OPENAI_STD if std is None else std), dtype=np.float32)
+    return np.clip(channels * std + mean, 0, 1)
+
+
+def _maps(logits: Tensor, prompts: int) -> NDArray[np.float32]:
+    """[p, h, w], each stretched to [0, 1]; a constant map is zeros."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits is of type {type(logits).__name__}; expected a tensor [p, h, w]")
+    given = list(logits.shape)
+    if logits.ndim == 4 and len(logits) == 1:
+        logits = logits[0]
+    if logits.ndim != 3:
+        raise ValueError(f"logits has shape {given}; expected [p, h, w] or [1, p, h, w]")
+    if len(logits) != prompts or prompts == 0:
+        raise ValueError(f"{len(logits)} maps for {prompts} prompts; expected one map per prompt")
+    maps = logits.detach().to(torch.float32).cpu().numpy()
+    if not np.isfinite(maps).all():
+        raise ValueError("logits holds values that are not finite; expected numbers")
+    low = maps.min(axis=(1, 2), keepdims=True)
+    span = maps.max(axis=(1, 2), keepdims=True) - low
+    constant = span <= 4 * np.finfo(np.float32).eps * np.abs(low)  # up to rounding
+    stretched: NDArray[np.float32] = np.where(
+        constant, np.float32(0), (maps - low) / np.where(constant, np.float32(1), span)
+    )
+    return stretched
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; expected a number in [0, 1]")
+
+
+def _blend(pixels: NDArray[np.float32], heat: NDArray[np.float32], alpha: float) -> Image.Image:
+    height, width = pixels.shape[:2]
+    if heat.shape != (height, width):
+        # PIL counts (width, height).
+        resized = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
+        heat = np.asarray(resized)
+    mixed = alpha * heat_colours(heat) + (1 - alpha) * pixels
+    return Image.fromarray((mixed * 255).round().astype(np.uint8))
+
+
+def _in_notebook() -> bool:
+    """Whether the code runs in a notebook's kernel; imports nothing."""
+    ipython = sys.modules.get("IPython")
+    get_ipython = getattr(ipython, "get_ipython", None)
+    shell = get_ipython() if get_ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")

@@ -1,0 +1,50 @@
+"""The demonstration: the small model that ships with the package, on a picture that does too."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from ..checkpoints.known import find_file
+from ..factory import create_model_and_transforms
+from ..pictures.overlays import contact_sheet, label_overlay, titled, visualize
+
+DEMO_PICTURES = ("demo.png", "demo-2.png", "demo-3.png")
+DEMO_PICTURE = DEMO_PICTURES[0]
+BACKGROUND = ["background"]  # the caption with which the model learned to name empty pictures
+SIDE = 240  # pixels at which the small picture and its maps are shown
+
+
+def demo_picture(name: str = DEMO_PICTURE) -> tuple[Image.Image, list[str]]:
+    """The picture, and the words for what is in it, which the file itself carries.
+
+    name: one of `DEMO_PICTURES`.
+
+    Raises FileNotFoundError when it did not come along with the package.
+    """
+    path = find_file(name)
+    if path is None:
+        raise FileNotFoundError(
+            f"no {name} in weights/, beside the package or inside it; copy the project's"
+            " weights/ folder along"
+        )
+    with Image.open(path) as file:
+        return file.convert("RGB"), str(file.info["words"]).split(", ")
+
+
+def demo_sheet(
+    picture: Image.Image, words: Sequence[str], *, device: str | torch.device = "cpu"
+) -> Image.Image:
+    """One sheet: each word's map and the segmentation, by GEM above and by plain CLIP below."""
+    model, transform = create_model_and_transforms("tiny-emoji", "v1", device=device)
+    image = transform(picture)[None]
+    shown = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    tiles = []
+    for method, plain in (("GEM", False), ("plain CLIP", True)):
+        with torch.inference_mode():
+            maps = model(image, words, return_ori=plain)
+            found = model.segment(image, words, background=BACKGROUND, return_ori=plain)
+        tiles.append(titled(shown, "the picture"))
+        tiles += visualize(shown, [f"{method}: {word}" for word in words], maps)
+        tiles.append(titled(label_overlay(shown, found.labels[0], words), f"{method}: all words"))
+    return contact_sheet(tiles, columns=len(words) + 2)

@@ -1,0 +1,376 @@
+"""Files and words made to do harm: refused in one line, in little memory and time, nothing run.
+
+What pickles and archives must not run is in test_archive.py; here is what they may claim.
+"""
+
+import io
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from small import CONFIG, random_images, small_header, small_model
+
+import gem_lite as gem
+from gem_lite.checkpoints.others import read_source
+from gem_lite.checkpoints.ours import METADATA_KEY
+from gem_lite.pictures.opening import MAX_PIXELS, PictureError, open_picture
+from gem_lite.tokenizer import Tokenizer
+from gem_lite.tools.cli import main
+
+ROOT = Path(__file__).parents[2]
+ANCHOR = "visual.conv1.weight"
+
+
+# ---- checkpoints: what they claim
+
+
+def limited(code: str, *arguments: str, megabytes: int = 100) -> subprocess.CompletedProcess[str]:
+    """Run code in a process that may take so much memory beside what importing takes, and 60 s."""
+    start = (
+        "import resource, sys\nimport gem_lite.factory, gem_lite.pictures.opening\n"
+        "held = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, (held + ({megabytes} << 20),) * 2)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", start + code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+READ = """
+for path in sys.argv[1:]:
+    try:
+        gem_lite.factory.create_gem_model("small", path, activation="gelu")
+    except ValueError as error:
+        assert path in str(error), (path, error)
+        print(error)
+    else:
+        print("read")
+"""
+
+
+def zip_with(path: Path, entries: dict[str, bytes | int], compression: int) -> Path:
+    """A zip; a number stands for so many zeros."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            if isinstance(content, bytes):
+                archive.writestr(name, content)
+                continue
+            with archive.open(name, "w") as sink:
+                for _ in range(content >> 20):
+                    sink.write(bytes(1 << 20))
+    return path
+
+
+def stretched(path: Path) -> Path:
+    """A state dict whose tensors are one number each, read again and again."""
+    state = {ANCHOR: torch.zeros(1).expand(1 << 16, 3, 16, 16)}
+    state |= {"visual.proj": torch.zeros(1).expand(1 << 16, 1 << 14)}
+    torch.save(state, path)
+    return path
+
+
+def claimed_storage(path: Path) -> Path:
+    """A file of the old form in which a storage says that it holds a terabyte."""
+    torch.save({ANCHOR: torch.zeros(7, 3, 2, 2)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    # The pickled number of elements, 84, as one byte.
+    assert content.count(b"K\x54") >= 1
+    path.write_bytes(content.replace(b"K\x54", b"\x8a\x05" + (1 << 38).to_bytes(5, "little")))
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as Linux has them")
+def test_claims_are_refused_in_little_memory(tmp_path: Path) -> None:
+    large = 160 << 20
+    bomb = {"a/data.pkl": pickle.dumps({}, 2), "a/version": b"3\n", "a/data/0": large}
+    script = {**bomb, "a/constants.pkl": pickle.dumps((), 2)}
+    cases = {
+        "zip.pt": zip_with(tmp_path / "zip.pt", bomb, zipfile.ZIP_DEFLATED),
+        "script.pt": zip_with(tmp_path / "script.pt", script, zipfile.ZIP_DEFLATED),
+        "stretched.pt": stretched(tmp_path / "stretched.pt"),
+        "claimed.pt": claimed_storage(tmp_path / "claimed.pt"),
+    }
+    for path in cases.values():
+        assert path.stat().st_size < 2 << 20
+    done = limited(READ, *map(str, cases.values()))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4
+    for line, message in zip(
+        lines,
+        ["would unpack to", "would unpack to", "its tensors claim", "cannot be read"],
+        strict=True,
+    ):
+        assert message in line
+
+
+def own_file(path: Path, header: str, size: int | None = None) -> Path:
+    """A safetensors file of ours with one tensor and any header; `size` lies about its length."""
+    content = {
+        "__metadata__": {METADATA_KEY: header},
+        ANCHOR: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+    }
+    text = json.dumps(content).encode()
+    path.write_bytes(struct.pack("<Q", size or len(text)) + text + bytes(4))
+    return path
+
+
+def test_headers_that_lie(tmp_path: Path) -> None:
+    """A billion layers, a header longer than the file, tensors that overlap or lie outside."""
+    config = replace(CONFIG, image=replace(CONFIG.image, layers=10**9))
+    header = small_header(config=config).to_json()
+    with pytest.raises(ValueError, match="1 tensors for 1000000002 layers"):
+        gem.create_gem_model("small", own_file(tmp_path / "layers.safetensors", header))
+    for name, size in (("longer", 10**6), ("longest", 2**63), ("short", 5)):
+        path = own_file(tmp_path / f"{name}.safetensors", header, size)
+        with pytest.raises(ValueError, match="not a readable safetensors file"):
+            gem.create_gem_model("small", path)
+    for offsets in ([0, 10**12], [8, 4], [-4, 0]):
+        path = tmp_path / "offsets.safetensors"
+        text = json.dumps(
+            {ANCHOR: {"dtype": "F32", "shape": [1], "data_offsets": offsets}}
+        ).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+        with pytest.raises(ValueError, match="not a readable safetensors file"):
+            gem.create_gem_model("small", path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(tmp_path: Path, number: float) -> None:
+    """They are neither written, nor taken from a file that is read whole."""
+    model = small_model()
+    state = model.network.state_dict()
+    with torch.no_grad():
+        model.network.visual.proj[3, 4] = number
+    with pytest.raises(ValueError, match=r"visual\.proj holds numbers that are not finite"):
+        gem.save(model, tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+    own = {"gem_lite": model.header.to_json()}
+    save_file(state, tmp_path / "own.safetensors", metadata=own)
+    with pytest.raises(ValueError, match=r"visual\.proj holds numbers that are not finite"):
+        gem.create_gem_model("small", tmp_path / "own.safetensors", precision="bf16")
+
+
+def test_large_numbers_are_numbers(tmp_path: Path) -> None:
+    """A sum that overflows in float16 is no damage."""
+    model = small_model()
+    with torch.no_grad():
+        model.network.visual.proj.fill_(60_000.0)
+    gem.save(model, tmp_path / "a.safetensors")
+    assert gem.create_gem_model("small", tmp_path / "a.safetensors", precision="fp16")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "quantized"])
+def test_tensors_of_other_kinds(tmp_path: Path, kind: str) -> None:
+    state = dict(small_model().network.state_dict())
+    proj = state["visual.proj"]
+    state["visual.proj"] = {
+        "sparse": proj.to_sparse,
+        "meta": lambda: proj.to("meta"),
+        "quantized": lambda: torch.quantize_per_tensor(proj, 0.1, 0, torch.qint8),
+    }[kind]()
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt"):
+        read_source(tmp_path / "a.pt")
+
+
+def test_links_are_followed_when_reading_and_replaced_when_writing(tmp_path: Path) -> None:
+    """Hugging Face's cache is made of links. A written file replaces the link, not its target."""
+    gem.save(small_model(), tmp_path / "real.safetensors")
+    before = (tmp_path / "real.safetensors").read_bytes()
+    link = tmp_path / "link.safetensors"
+    try:
+        link.symlink_to(tmp_path / "real.safetensors")
+        (tmp_path / "loop.safetensors").symlink_to(tmp_path / "loop.safetensors")
+    except OSError:
+        pytest.skip("no symbolic links here")
+    assert gem.create_gem_model("small", link)
+    gem.save(small_model(seed=1), link)
+    assert not link.is_symlink() and (tmp_path / "real.safetensors").read_bytes() == before
+    with pytest.raises((FileNotFoundError, ValueError), match="loop"):
+        read_source(tmp_path / "loop.safetensors")
+    if Path("/dev/zero").exists():
+        (tmp_path / "zero.pt").symlink_to("/dev/zero")
+        with pytest.raises((FileNotFoundError, ValueError), match="zero"):
+            read_source(tmp_path / "zero.pt")
+
+
+# ---- pictures
+
+
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(h: int, w: int) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def corrupt_exif() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = bytearray(saved(noise(20, 30), "JPEG", exif=exif))
+    at = content.index(b"Exif\0\0") + 10
+    content[at : at + 20] = b"\xff" * 20
+    return bytes(content)
+
+
+def animated() -> bytes:
+    frames = [Image.new("RGB", (30, 20), name) for name in ("red", "blue", "green")]
+    return saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
+
+
+def sixteen_bits() -> bytes:
+    values = np.linspace(0, 65535, 600).reshape(20, 30).astype(np.uint16)
+    return saved(Image.fromarray(values), "PNG")
+
+
+GOOD: dict[str, tuple[bytes, tuple[int, int]]] = {
+    "1 x 1": (saved(noise(1, 1), "PNG"), (1, 1)),
+    "20000 x 10": (saved(Image.new("RGB", (20_000, 10)), "PNG"), (20_000, 10)),
+    "animated": (animated(), (30, 20)),
+    "16 bits": (sixteen_bits(), (30, 20)),
+    "CMYK": (saved(noise(20, 30).convert("CMYK"), "JPEG"), (30, 20)),
+    "corrupt EXIF": (corrupt_exif(), (30, 20)),
+    "one bit": (saved(noise(20, 30).convert("1"), "PNG"), (30, 20)),
+    "palette": (saved(noise(20, 30).convert("P"), "PNG", transparency=b"\0\x40"), (30, 20)),
+    "RGBA": (saved(noise(20, 30).convert("RGBA"), "WEBP"), (30, 20)),
+}
+
+
+def test_odd_pictures_are_taken(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read in RGB, and through the command to a sheet of maps and a label map of their size."""
+    monkeypatch.chdir(tmp_path)
+    for name, (content, size) in GOOD.items():
+        (tmp_path / f"{name}.bin").write_bytes(content)
+        picture = open_picture(tmp_path / f"{name}.bin")
+        assert (picture.mode, picture.size) == ("RGB", size), name
+    values = np.asarray(open_picture(tmp_path / "16 bits.bin"))[..., 0]
+    assert values.min() == 0 and values.max() == 255 and len(np.unique(values)) > 200
+    red, green, blue = open_picture(tmp_path / "animated.bin").getpixel((3, 3))
+    assert red > 240 and max(green, blue) < 10  # the first frame
+    files = [f"{name}.bin" for name in GOOD]
+    model = ["--prompts", "cat", "--pretrained", str(weights)]
+    assert main(["heatmap", *files, *model]) == 0
+    assert main(["segment", *files, *model]) == 0
+    for name, (_, size) in GOOD.items():
+        with Image.open(tmp_path / "segments" / f"{name}.png") as labels:
+            assert labels.size == size
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG whose head says a size that its few bytes of pixels do not have."""
+    content = bytearray(saved(noise(4, 4), "PNG"))
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", __import__("zlib").crc32(bytes(content[12:29])))
+    return bytes(content)
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "bomb": (png_that_claims(12_000, 12_000), "at most 80 million|too large"),
+    "larger bomb": (png_that_claims(2**30, 2**30), "too large|pixels|cannot be read"),
+    "too few pixels": (png_that_claims(4000, 4000), "cannot be read as a picture"),
+    "truncated": (saved(noise(90, 90), "JPEG")[:2500], "cannot be read as a picture"),
+    "empty": (b"", "is no picture"),
+    "text": (b"hello", "is no picture"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no picture"),
+    "floats": (saved(Image.new("F", (4, 4)), "TIFF"), "mode F"),
+    "zeros": (bytes(1000), "is no picture"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bad_pictures_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(PictureError, match=message) as caught:
+        open_picture(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(PictureError, match="the upload"):
+        open_picture(io.BytesIO(content), name="the upload")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as Linux has them")
+def test_bombs_take_no_memory(tmp_path: Path) -> None:
+    """Refused by what the head says: a real one, of 10 kB, and one that only claims its size."""
+    Image.new("1", (9000, 9000)).save(tmp_path / "real.png")
+    (tmp_path / "claim.png").write_bytes(png_that_claims(12_000, 12_000))
+    code = """
+for path in sys.argv[1:]:
+    try:
+        gem_lite.pictures.opening.open_picture(path)
+    except ValueError as error:
+        print(type(error).__name__)
+"""
+    done = limited(code, str(tmp_path / "real.png"), str(tmp_path / "claim.png"), megabytes=150)
+    assert (done.returncode, done.stdout.split()) == (0, ["PictureError"] * 2), done.stderr
+
+
+def test_the_limit_is_exact(tmp_path: Path) -> None:
+    content = saved(Image.new("1", (100, 50)), "PNG")
+    assert open_picture(io.BytesIO(content), name="x", max_pixels=5000).size == (100, 50)
+    with pytest.raises(PictureError, match="100 x 50 pixels"):
+        open_picture(io.BytesIO(content), name="x", max_pixels=4999)
+    assert MAX_PIXELS < Image.MAX_IMAGE_PIXELS  # below where Pillow begins to warn
+
+
+# ---- words
+
+WORDS = [
+    "",
+    " ",
+    "\t\n",
+    "\x00\x07\x1b[31m",
+    "word " * 10_000,
+    "a" * 100_000,
+    "\u0627\u0644\u0642\u0637\u0629",
+    "\u202e right to left",
+    "\U0001f408\u200d\U0001f9ba" * 50,
+    "\ud800",
+    "cat",
+    "cat",
+    "{}",
+    "%s {0} {name}",
+    "<end_of_text>",
+    "&amp;amp;lt;" * 100,
+    "e" + "\u0301" * 5000,
+]
+
+
+def test_any_words_give_maps() -> None:
+    model = small_model()
+    with torch.no_grad():
+        maps = model(random_images(1, 40, 48), WORDS)
+    assert maps.shape == (1, len(WORDS), 40, 48) and bool(maps.isfinite().all())
+    assert torch.equal(maps[:, WORDS.index("cat")], maps[:, WORDS.index("cat") + 1])
+    assert model.visualize(Image.new("RGB", (48, 40)), WORDS, maps)
+
+
+def test_any_words_are_rows_of_tokens() -> None:
+    tokens = Tokenizer()
+    rows = tokens(WORDS)
+    assert rows.shape == (len(WORDS), 77)
+    assert (rows.argmax(dim=1) > 0).all() and (rows[:, 0] == tokens.start_id).all()

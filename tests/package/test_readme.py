@@ -1,0 +1,112 @@
+"""README's Python blocks run, and what it names exists.
+
+Every ```python block runs by itself, in a folder of its own that holds `weights/demo.png`. A line
+`<!-- test: skip (reason) -->` above a block says that it is only checked: its syntax, the names it
+takes from the package, and the arguments of the calls.
+"""
+
+import ast
+import inspect
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import gem_lite
+
+ROOT = Path(__file__).parents[2]
+
+
+def readme() -> str:
+    path = ROOT / "README.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+class Block(NamedTuple):
+    line: int
+    marker: str  # "run", or "skip (reason)"
+    code: str
+
+
+def python_blocks(text: str) -> list[Block]:
+    pattern = re.compile(
+        r"^(?:<!-- test: (?P<marker>.*?) -->\n+)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.S
+    )
+    return [
+        Block(text.count("\n", 0, found.start("code")) + 1, found["marker"] or "run", found["code"])
+        for found in pattern.finditer(text)
+    ]
+
+
+BLOCKS = python_blocks(readme())
+each_block = pytest.mark.parametrize("block", BLOCKS, ids=[f"line {b.line}" for b in BLOCKS])
+
+
+def test_there_are_blocks_and_most_of_them_run() -> None:
+    assert (ROOT / "README.md").is_file()
+    assert len(BLOCKS) == readme().count("```python") > 0
+    markers = [block.marker for block in BLOCKS]
+    assert markers.count("run") >= 1 and markers.count("run") * 2 >= len(markers)
+    for marker in markers:
+        assert re.fullmatch(r"run|skip \(.+\)", marker), marker
+
+
+@each_block
+def test_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if block.marker != "run":
+        pytest.skip(block.marker)
+    demo = ROOT / "weights" / "demo.png"
+    if demo.is_file():
+        (tmp_path / "weights").mkdir()
+        shutil.copy(demo, tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    for variable in ("DISPLAY", "GEM_LITE_WEIGHTS"):
+        monkeypatch.delenv(variable, raising=False)
+    # Nothing may be fetched.
+    monkeypatch.setenv("GEM_LITE_MIRROR", "http://127.0.0.1:9")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    exec(compile(block.code, f"README.md, line {block.line}", "exec"), {"__name__": "readme"})
+    saved = re.findall(r"save_path=\"([^\"]+)\"", block.code)
+    assert all((tmp_path / name).exists() for name in saved)
+
+
+@each_block
+def test_block_fits_the_package(block: Block) -> None:
+    for node in ast.walk(ast.parse(block.code)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "gem":
+            assert hasattr(gem_lite, node.attr), node.attr
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner = {"gem": gem_lite, "model": gem_lite.GEMPredictor}.get(ast.unparse(node.func.value))
+        function = getattr(owner, node.func.attr, None)
+        if function is None:
+            continue
+        given = [None] * (len(node.args) + (owner is not gem_lite))
+        named = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+        inspect.signature(function).bind(*given, **named)
+
+
+def test_files_that_are_named_exist() -> None:
+    text = readme()
+    modules = {path.name for path in (ROOT / "gem_lite").glob("*.py")}
+    for name in set(re.findall(r"`([\w/]+\.py)`", text)):
+        assert name in modules or (ROOT / name).is_file(), name
+    for link in set(re.findall(r"\]\(([^)#:]+)\)", text)):
+        assert (ROOT / link).exists(), link
+    named = set(re.findall(r"`(\w+\.py)`", text))
+    assert modules - named <= {"__init__.py", "__main__.py", "_version.py"}
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    left = re.findall(r"@[A-Z]+@|\bT[O]DO\b|\bX{3}\b|\?\?\?", readme())
+    assert not left, left
+
+
+def test_what_is_needed_is_there() -> None:
+    """Licences of the weights, acknowledgements, the paper."""
+    text = readme().lower()
+    for word in ("mit", "cc-by-nc", "openclip", "clip surgery", "einops", "2312.00878", "vendor"):
+        assert word in text, word
+    assert "differences from gem_torch" in text

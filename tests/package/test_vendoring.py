@@ -1,0 +1,228 @@
+"""Copies under another name and installed wheels work, with nothing around them but the core.
+
+Each runs in a Python of its own that finds no other package.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+CORE = ["torch", "safetensors", "PIL", "numpy", "einops", "ftfy", "regex"]
+# What the core packages themselves ask for.
+THEIRS = [
+    "filelock",
+    "fsspec",
+    "jinja2",
+    "markupsafe",
+    "mpmath",
+    "networkx",
+    "sympy",
+    "torchgen",
+    "typing_extensions",
+    "wcwidth",
+]
+
+# Arguments: folder, name of the package. Makes a small model from random weights, gets its maps,
+# draws them, saves, loads, and lists the files of ours that were in use.
+USE = """
+import sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+
+folder, name, *allowed = sys.argv[1:]
+allowed = {*allowed, *sys.stdlib_module_names, name}
+
+class OnlyAllowed:
+    '''Finds what is allowed; to everything else it is as if it were not installed.'''
+
+    def find_spec(self, module, path=None, target=None):
+        top = module.split(".")[0]
+        if top in allowed or top.startswith("_sysconfigdata"):  # the latter is Python's own
+            return PathFinder.find_spec(module, path, target)
+
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, OnlyAllowed()]
+sys.path.insert(0, folder)
+
+import importlib
+import os
+import pickle
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+gem = importlib.import_module(name)
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+assert Path(gem.__file__).parent == Path(folder, name), gem.__file__
+known = gem.ARCHITECTURES["ViT-B/32"]
+small = replace(
+    known,
+    embed=16,
+    image=replace(known.image, size=32, patch=8, width=32, layers=2, heads=2, mlp_width=32),
+    text=replace(known.text, width=32, layers=1, heads=2, mlp_width=32),
+)
+gem.ARCHITECTURES["ViT-B/32"] = small
+words = ["cat", "remote control"]
+with tempfile.TemporaryDirectory() as out:
+    model = gem.create_gem_model("ViT-B/32", gem_depth=2)
+    image = gem.get_gem_img_transform((32, 40))(Image.new("RGB", (50, 30), "teal"))[None]
+    with torch.inference_mode():
+        maps = model(image, words)
+        assert maps.shape == (1, 2, 32, 40) and maps.isfinite().all()
+        assert len(model.visualize(image, words, maps, save_path=out + "/maps")) == 2
+        gem.save(model, out + "/mine.safetensors")
+        again = gem.create_gem_model("ViT-B/32", out + "/mine.safetensors")
+        assert torch.equal(again(image, words), maps)
+        assert torch.equal(pickle.loads(pickle.dumps(again))(image, words), maps)
+    assert gem.get_tokenizer("ViT-B/32")("a cat").tolist()[0][:4] == [49406, 320, 2368, 49407]
+    cli = importlib.import_module(name + ".tools.cli")
+    assert cli.main(["models"]) == 0
+    assert cli.main(["heatmap", out, "--prompts", "cat"]) == 2
+print("merges:", importlib.import_module(name + ".tokenizer").find_merges())
+if name != "gem_lite":
+    assert "gem_lite" not in sys.modules
+"""
+
+
+def use(folder: Path, name: str) -> str:
+    """Run it in an empty folder, without user packages and environment variables."""
+    empty = folder.parent / "elsewhere"
+    empty.mkdir(exist_ok=True)
+    environment = {
+        "PATH": os.environ.get("PATH", ""),
+        "HOME": str(empty),
+        "OMP_NUM_THREADS": "1",
+        **{key: os.environ[key] for key in ("SYSTEMROOT", "TEMP") if key in os.environ},
+    }
+    done = subprocess.run(
+        [sys.executable, "-I", "-B", "-c", USE, str(folder), name, *CORE, *THEIRS],
+        cwd=empty,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(empty.iterdir()) == []
+    assert "gem-lite: no pictures in the folder" in done.stderr
+    return done.stdout
+
+
+def copy_package(target: Path) -> None:
+    shutil.copytree(ROOT / "gem_lite", target, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+@pytest.mark.parametrize("where", ["beside", "inside"])
+def test_a_copy_under_another_name(where: str, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    copy_package(folder / "vendored_gem")
+    tokenizer = folder / "tokenizer" if where == "beside" else folder / "vendored_gem" / "tokenizer"
+    shutil.copytree(ROOT / "tokenizer", tokenizer)
+    assert f"merges: {tokenizer / 'bpe_merges.txt.gz'}" in use(folder, "vendored_gem")
+
+
+def test_a_copy_without_the_tokenizers_data_says_what_is_missing(tmp_path: Path) -> None:
+    copy_package(tmp_path / "vendored_gem")
+    code = "import vendored_gem; vendored_gem.get_tokenizer('ViT-B/16')"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "no merges file at" in done.stderr and "tokenizer/ folder" in done.stderr
+
+
+def test_the_guard_refuses(tmp_path: Path) -> None:
+    """A copy that imports something else fails, so the tests above would notice."""
+    folder = tmp_path / "project"
+    copy_package(folder / "vendored_gem")
+    shutil.copytree(ROOT / "tokenizer", folder / "tokenizer")
+    init = folder / "vendored_gem" / "__init__.py"
+    init.write_text("import pytest\n" + init.read_text())
+    with pytest.raises(AssertionError, match="No module named 'pytest'"):
+        use(folder, "vendored_gem")
+
+
+# ---- the wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, since setuptools writes into the folder it builds from."""
+    pytest.importorskip("setuptools", minversion="69")
+    pytest.importorskip("pip")
+    source = tmp_path_factory.mktemp("source")
+    for name in ("gem_lite", "tokenizer", "weights"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "examples" / "scenes", source / "examples" / "scenes")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "convert_weights.py"):
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, source / name)
+    # Large files that a user may keep in weights/ are not for the wheel.
+    (source / "weights" / "ViT-B-16-openai.safetensors").write_bytes(b"large")
+    out = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), str(source))
+    (path,) = out.iterdir()
+    return path
+
+
+def pip(*arguments: str) -> None:
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "-q", "--no-cache-dir", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_wheel_carries(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
+        lines = archive.read(metadata).decode().splitlines()
+        entries = archive.read(metadata.replace("METADATA", "entry_points.txt")).decode()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"gem_lite"}
+    inside = [path for path in (ROOT / "gem_lite").rglob("*.*") if "__pycache__" not in path.parts]
+    expected = {f"gem_lite/{path.relative_to(ROOT / 'gem_lite').as_posix()}" for path in inside}
+    assert expected <= names
+    assert {
+        "gem_lite/py.typed",
+        "gem_lite/data/tokenizer/bpe_merges.txt.gz",
+        "gem_lite/data/tokenizer/README.md",
+        "gem_lite/data/weights/README.md",
+    } <= names
+    shipped = [path.name for path in (ROOT / "weights").glob("tiny-emoji-*.safetensors")]
+    assert {f"gem_lite/data/weights/{name}" for name in shipped} <= names
+    assert not any("ViT-B-16" in name or "__pycache__" in name for name in names)
+    assert not any("/tests/" in name or name.startswith("tests") for name in names)
+    required = {
+        line.split(":")[1].strip().split(">")[0]
+        for line in lines
+        if line.startswith("Requires-Dist") and "extra" not in line
+    }
+    assert required == {"torch", "safetensors", "pillow", "numpy", "einops", "ftfy", "regex"}
+    assert "Requires-Python: >=3.10" in lines
+    assert "gem-lite = gem_lite.tools.cli:main" in entries
+
+
+def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
+    """Its data lie in a folder of their own, where none has the name of a module."""
+    folder = tmp_path / "site"
+    pip("install", "--no-deps", "--no-index", "--no-compile", "--target", str(folder), str(wheel))
+    merges = folder / "gem_lite" / "data" / "tokenizer" / "bpe_merges.txt.gz"
+    assert f"merges: {merges}" in use(folder, "gem_lite")
