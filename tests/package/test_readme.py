@@ -90,13 +90,15 @@ def test_block_fits_the_package(block: Block) -> None:
 
 def test_files_that_are_named_exist() -> None:
     text = readme()
-    modules = {path.name for path in (ROOT / "gem_lite").glob("*.py")}
-    for name in set(re.findall(r"`([\w/]+\.py)`", text)):
-        assert name in modules or (ROOT / name).is_file(), name
+    package = ROOT / "gem_lite"
+    for name in set(re.findall(r"`([\w/]+(?:\.py|/))`", text)):
+        assert (package / name).exists() or (ROOT / name).exists(), name
     for link in set(re.findall(r"\]\(([^)#:]+)\)", text)):
         assert (ROOT / link).exists(), link
-    named = set(re.findall(r"`(\w+\.py)`", text))
-    assert modules - named <= {"__init__.py", "__main__.py", "_version.py"}
+    rooms = {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
+    named = set(re.findall(r"`(\w+)(?:/|\.py)", text))
+    files = {path.stem for path in package.glob("[!_]*.py")}
+    assert rooms | files <= named, (rooms | files) - named
 
 
 def test_nothing_is_left_to_fill_in() -> None:
