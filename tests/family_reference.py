@@ -327,3 +327,298 @@ def gem(tower: Tower, image: Tensor, residual: bool = True, blocks: int = 6) -> 
     first = tower.layers - blocks
     terms = [gem_attention(tower, block + 1, h[block]) for block in range(first, tower.layers)]
     return h[first] + sum(terms) if residual else terms[-1]
+
+
+def clip_surgery(tower: Tower, image: Tensor, blocks: int = 6) -> Tensor:
+    """CLIP Surgery: h_{L-6} + sum of O(A(v, v) v) over the last 6 blocks; CLS of h_L."""
+    h = stream(tower, image, "bilinear")
+    first = tower.layers - blocks
+    result = h[first]
+    for block in range(first + 1, tower.layers + 1):
+        v = qkv(tower, block, h[block - 1])[2]
+        result = result + out(tower, block, attend(v, v) @ v)
+    return torch.cat([h[-1][:1], result[1:]])
+
+
+def feature_surgery(features: Tensor, texts: Tensor, redundant: Tensor | None = None) -> Tensor:
+    """CLIP Surgery's S [t, p] of features [t, e] and p unit texts.
+
+    S = w c - mean over texts of w c, c the cosines, w = p softmax(2 c of CLS); with the vector of
+    a redundant text [1, e], S = c - f . r without weights.
+    """
+    f = unit(features)
+    c = f @ texts.T
+    if redundant is not None:
+        return c - f @ redundant.T
+    weighted = len(texts) * (2 * c[0]).softmax(-1) * c
+    return weighted - weighted.mean(-1, keepdim=True)
+
+
+def min_max(x: Tensor) -> Tensor:
+    """(x - min) / (max - min) of every row."""
+    low, high = x.min(-1, keepdim=True).values, x.max(-1, keepdim=True).values
+    return (x - low) / (high - low)
+
+
+def surgery_map(similarity: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """CLIP Surgery's heat maps [h, w, p] of S [t, p]: min-max over the patches, then bilinear."""
+    maps = min_max(similarity[1:].T).reshape(-1, *grid)
+    return resize(maps, size).permute(1, 2, 0)
+
+
+def similarity_map_to_points(
+    similarity: Tensor, size: tuple[int, int], threshold: float, down_sample: int
+) -> tuple[Tensor, Tensor]:
+    """CLIP Surgery's points [2 m, (x, y)] and labels [2 m] from S [n] of one text, a square map.
+
+    Bilinear to side // down_sample, min-max; m = min(cells >= threshold, half of them); the m
+    highest cells get label 1, the m lowest 0; a point is floor((cell + 0.5) picture / cells).
+    """
+    side = math.isqrt(len(similarity))
+    cells = side // down_sample
+    small = min_max(resize(similarity.reshape(side, side), (cells, cells)).flatten())
+    m = min(int((small >= threshold).sum()), cells * cells // 2)
+    rising = small.argsort().tolist()
+    points = []
+    for cell in rising[len(rising) - m :] + rising[:m]:
+        x = min((cell % cells + 0.5) * size[1] / cells, size[1] - 1)
+        y = min((cell // cells + 0.5) * size[0] / cells, size[0] - 1)
+        points.append((int(x), int(y)))
+    return torch.tensor(points).reshape(-1, 2), torch.tensor([1] * m + [0] * m)
+
+
+# ------------------------------------------------------------------------------ SC-CLIP and SFP
+
+
+def local_outlier_scores(x: Tensor, neighbours: int = 30) -> Tensor:
+    """SC-CLIP's scores [n] of patches [n, d]: mean over i's neighbours j of kd_i / kd_j.
+
+    kd is the squared distance to the 30th neighbour; a patch is no neighbour of its own.
+    """
+    distances = (x[:, None] - x).square().sum(-1).fill_diagonal_(math.inf)
+    near, who = distances.topk(neighbours, largest=False)
+    kd = near[:, -1]
+    return (kd[:, None] / kd[who]).mean(-1)
+
+
+def repair(x: Tensor, outliers: Tensor, grid: tuple[int, int], lonely_zero: bool = False) -> Tensor:
+    """Patches [n, d] whose outliers take the mean of their 3 x 3 neighbours that are none.
+
+    An outlier among outliers only is kept, or with `lonely_zero` (SFP) becomes 0.
+    """
+    bad = set(outliers.tolist())
+    result = x.clone()
+    for i in bad:
+        row, column = divmod(i, grid[1])
+        good = [
+            r * grid[1] + c
+            for r in range(max(row - 1, 0), min(row + 2, grid[0]))
+            for c in range(max(column - 1, 0), min(column + 2, grid[1]))
+            if r * grid[1] + c not in bad
+        ]
+        if good:
+            result[i] = x[good].mean(0)
+        elif lonely_zero:
+            result[i] = 0
+    return result
+
+
+def similarities(x: Tensor) -> Tensor:
+    """Cosines of patches with patches [n, n]."""
+    return unit(x) @ unit(x).T
+
+
+def aggregate(x: Tensor, similarity: Tensor, beta: float) -> Tensor:
+    """agg(X, S): rows of S, entries below beta set to 0, over their sum + 1e-6, times X."""
+    kept = torch.where(similarity < beta, 0.0, similarity)
+    return kept / (kept.sum(-1, keepdim=True) + 1e-6) @ x
+
+
+def similarity_attention(z: Tensor) -> Tensor:
+    """softmax(G), G = 3 (Z - mean Z), negative entries -> -inf."""
+    g = 3 * (z - z.mean())
+    return torch.where(g < 0, -math.inf, g).softmax(-1)
+
+
+def scclip_outliers(tower: Tower, image: Tensor) -> tuple[Tensor, Tensor]:
+    """SC-CLIP's outliers, and the scores [n] of h_{L-1}: outliers exceed their 0.95 quantile."""
+    lof = local_outlier_scores(stream(tower, image, "bicubic_offset")[-2][1:])
+    return (lof > lof.quantile(0.95)).nonzero().flatten(), lof
+
+
+def scclip(
+    tower: Tower,
+    image: Tensor,
+    beta: float = 0.4,
+    res_cls: float = 0.3,
+    pre_adjust: int = 9,
+    post_adjust: int = 4,
+    multi: tuple[int, int] = (4, 10),
+) -> Tensor:
+    """SC-CLIP, patches only [n, d]: agg(y1, S4) + agg(y2, S4); blocks counted from 1.
+
+    Z cosines of repair(h_9), S4 cosines of h_4; D(X) = O(((softmax(G) + A(k, k)) / 2) v) of X;
+    y1 = D(agg(repair(h_{L-1}), Z)) + 0.3 CLS(h_{L-1}); y2 = D(H) + 0.3 CLS(H), H = h_4 + .. + h_10.
+    """
+    h, grid = stream(tower, image, "bicubic_offset"), patch_grid(tower, image)
+    outliers = scclip_outliers(tower, image)[0]
+    z = similarities(repair(h[pre_adjust][1:], outliers, grid))
+
+    def branch(x: Tensor, cls: Tensor) -> Tensor:
+        k, v = qkv(tower, tower.layers, x)[1:]
+        mixed = (similarity_attention(z) + attend(k, k)) / 2
+        return out(tower, tower.layers, mixed @ v) + res_cls * cls
+
+    total = sum(h[multi[0] : multi[1] + 1])
+    y1 = branch(aggregate(repair(h[-2][1:], outliers, grid), z, beta), h[-2][0])
+    y2 = branch(total[1:], total[0])
+    shallow = similarities(h[post_adjust][1:])
+    return aggregate(y1, shallow, beta) + aggregate(y2, shallow, beta)
+
+
+# -------------------------------------------------------------------------------------------- PAMR
+
+
+def neighbours(x: Tensor, dilations: tuple[int, ...]) -> Tensor:
+    """The 8 neighbours of every pixel at every dilation, [8 dilations, c, h, w]; edges repeat."""
+    h, w = x.shape[1:]
+    found = []
+    for step in dilations:
+        for dy in (-step, 0, step):
+            for dx in (-step, 0, step):
+                if dy or dx:
+                    rows = (torch.arange(h) + dy).clamp(0, h - 1)
+                    columns = (torch.arange(w) + dx).clamp(0, w - 1)
+                    found.append(x[:, rows][:, :, columns])
+    return torch.stack(found)
+
+
+def pamr(image: Tensor, maps: Tensor, steps: int, dilations: tuple[int, ...]) -> Tensor:
+    """PAMR of maps [p, ., .] on a picture [3, h, w]: steps of the mean of the neighbours.
+
+    Weights softmax over neighbours of mean over channels of -|x - neighbour| / (1e-8 + 0.1 std),
+    std over 9 x dilations, the pixel itself being counted once in each.
+    """
+    maps = resize(maps, (image.shape[1], image.shape[2]), "corners")
+    around = neighbours(image, dilations)
+    std = torch.cat([around, image.expand(len(dilations), -1, -1, -1)]).std(0)
+    affinity = (-(image - around).abs() / (1e-8 + 0.1 * std)).mean(1).softmax(0)
+    for _ in range(steps):
+        maps = (affinity[:, None] * neighbours(maps, dilations)).sum(0)
+    return maps
+
+
+# ------------------------------------------------------------------------------------------ ResCLIP
+
+
+class Residual(NamedTuple):
+    """ResCLIP's settings: its base, its two modules (RCS, SFR) and what they mix."""
+
+    base: str = "naclip"
+    rcs: bool = True
+    sfr: bool = True
+    delete_same_entity: bool = True
+    rcs_temperature: float = 2.0
+    rcs_share: float = 0.4
+    sfr_temperature: float = 1.8
+    sfr_share: float = 0.7
+    temp_thd: float = 0.3
+    logit_scale: float = 40.0
+    std: float = 5.0
+    residual: bool = False
+
+
+def resclip_pass(
+    tower: Tower, image: Tensor, settings: Residual, semantic: Tensor | None
+) -> Tensor:
+    """t_r ((1 - l_r) B + l_r R) in block L, R the mean of A(q, k) over blocks 6 to 9.
+
+    B is the base's softmax(t_s ((1 - l_s) s k k^T + l_s M) + W), M = `semantic`; without M plainly
+    softmax(s k k^T + W). Bases: naclip; clearclip (q q^T, no W); vanilla (q k^T, no W); sclip, the
+    sum of both softmaxes of q q^T and k k^T, no W.
+    """
+    h = stream(tower, image, "bicubic_offset")
+    q, k, _ = qkv(tower, tower.layers, h[-2])
+    window = gaussian_window(patch_grid(tower, image), settings.std).to(q)
+
+    def mixed(score: Tensor) -> Tensor:
+        if semantic is None:
+            return score
+        share = settings.sfr_share
+        # M is float16, and so is its product with the share.
+        extra = (share * semantic).to(score)
+        return settings.sfr_temperature * ((1 - share) * score + extra)
+
+    attention = {
+        "naclip": (mixed(scores(k, k)) + window).softmax(-1),
+        "clearclip": mixed(scores(q, q)).softmax(-1),
+        "vanilla": mixed(scores(q, k)).softmax(-1),
+        "sclip": mixed(scores(q, q)).softmax(-1) + mixed(scores(k, k)).softmax(-1),
+    }[settings.base]
+    if settings.rcs:
+        layers = torch.stack(
+            [attend(*qkv(tower, block, h[block - 1])[:2]) for block in range(6, 10)]
+        )
+        share = settings.rcs_share
+        attention = (1 - share) * attention + share * layers.mean(0)
+        attention = settings.rcs_temperature * attention
+    return finish(tower, tower.layers, h[-2], attention, settings.residual)
+
+
+def resclip_classes(tower: Tower, image: Tensor, texts: Tensor, settings: Residual) -> Tensor:
+    """The class of each patch [*grid]: the most frequent label of its pixels after a first pass.
+
+    The first pass has no SFR (and RCS as set); cosines, bilinear to the picture, PAMR,
+    softmax(scale x), argmax over texts, 0 where the largest is below temp_thd.
+    """
+    grid, p = patch_grid(tower, image), tower.patch
+    features = project(tower, resclip_pass(tower, image, settings, None))
+    maps = resize(cosines(features, texts, grid), (image.shape[1], image.shape[2]))
+    sure = (settings.logit_scale * pamr(image, maps, 10, (8, 16))).softmax(0).max(0)
+    labels = torch.where(sure.values < settings.temp_thd, 0, sure.indices)
+    cells = labels[: grid[0] * p, : grid[1] * p].reshape(grid[0], p, grid[1], p)
+    return cells.transpose(1, 2).flatten(2).mode(-1).values
+
+
+def resclip_matrix(classes: Tensor, settings: Residual) -> Tensor:
+    """ResCLIP's SFR matrix [t, t] of patch classes, before it is divided by its largest value.
+
+    1 where two patches agree; with `delete_same_entity` times exp(-d / D) where the straight path
+    leaves the class, d Chebyshev, D the largest d, the path looked at in d + 1 points i / D, which
+    is its first d / D only. Each row is convolved along the flat index with a Gaussian of 31 taps
+    and divided by its sum + 1e-8; CLS row and column are 0.
+    """
+    h, w = classes.shape
+    labels = classes.flatten().tolist()
+    n, longest = h * w, max(h, w) - 1
+    matrix = torch.zeros(n, n, dtype=torch.float64)
+    for a in range(n):
+        for b in range(n):
+            if labels[a] != labels[b]:
+                continue
+            dy, dx = b // w - a // w, b % w - a % w
+            d = max(abs(dy), abs(dx))
+            # Rows and columns of the grid; a half is rounded to the even neighbour.
+            path = [
+                round(a // w + dy * i / longest) * w + round(a % w + dx * i / longest)
+                for i in range(d + 1 if longest else 0)
+            ]
+            leaves = any(labels[cell] != labels[a] for cell in path)
+            damped = settings.delete_same_entity and leaves
+            matrix[a, b] = math.exp(-d / longest) if damped else 1.0
+    taps = min(31, n - 1 + n % 2)
+    places = torch.arange(taps, dtype=torch.float64) - taps // 2
+    kernel = torch.exp(-places.square() / (2 * settings.std**2))
+    kernel = kernel / kernel.sum()
+    smooth = torch.nn.functional.conv1d(matrix[:, None], kernel[None, None], padding=taps // 2)
+    smooth = smooth[:, 0] / (smooth[:, 0].sum(-1, keepdim=True) + 1e-8)
+    return torch.nn.functional.pad(smooth, (1, 0, 1, 0))
+
+
+def resclip(tower: Tower, image: Tensor, texts: Tensor, settings: Residual) -> Tensor:
+    """ResCLIP: M = the SFR matrix of a first pass, over its largest value, in float16."""
+    if not settings.sfr:
+        return resclip_pass(tower, image, settings, None)
+    classes = resclip_classes(tower, image, texts, settings)
+    matrix = resclip_matrix(classes, settings)
+    return resclip_pass(tower, image, settings, (matrix / matrix.max()).half())
