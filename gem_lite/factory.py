@@ -10,7 +10,10 @@ from typing import Literal
 
 import torch
 
+from .checkpoints.assemble import assemble, build
 from .checkpoints.convert import convert, resolve_config
+from .checkpoints.files import exclusive
+from .checkpoints.header import Header
 from .checkpoints.known import (
     PRETRAINED,
     Pretrained,
@@ -22,18 +25,15 @@ from .checkpoints.known import (
     known_row,
     row_by_hash,
 )
-from .checkpoints.lock import exclusive
 from .checkpoints.others import Source, read_source
-from .checkpoints.ours import Header, assemble, load
 from .fast import Setting
 from .method.config import (
     OPENAI_MEAN,
     OPENAI_STD,
-    QUICKGELU_SUFFIX,
     Activation,
     GEMConfig,
     architecture,
-    fold_name,
+    split_name,
 )
 from .method.model import GEMNetwork, initialize
 from .pictures.transform import ImageTransform, get_gem_img_transform
@@ -325,10 +325,12 @@ def _random(
 ) -> tuple[GEMNetwork, Header]:
     config = architecture(model_name, activation)
     gem = settings.over(GEMConfig(), config.image.layers)
-    with torch.device("meta"):
-        network = GEMNetwork(config, gem)
+    network = build(config, gem)
     # Drawn in float32 on the CPU, so that a seed means the same weights everywhere.
-    network.to_empty(device="cpu")
+    empty = {
+        n: torch.empty_like(t, device="cpu") for n, t in network.state_dict().items() if t.is_meta
+    }
+    network.load_state_dict(empty, strict=False, assign=True)
     initialize(network)
     header = Header(
         model=model_name,
@@ -356,18 +358,21 @@ def _load(
     device: torch.device,
 ) -> tuple[GEMNetwork, Header]:
     source = read_source(path)
-    if source.header is not None:
-        if fold_name(model_name).removesuffix(QUICKGELU_SUFFIX) != fold_name(
-            source.header.model
-        ).removesuffix(QUICKGELU_SUFFIX):
-            # A file of another model is refused for a known name, and for an unknown one.
-            architecture(model_name)
-        config = header_for(source, model_name, row, activation=activation).config
-        gem = settings.over(source.header.gem, config.image.layers)
-        return load(source.path, gem=gem, dtype=dtype, device=device)
+    own = source.header
+    if own is not None and split_name(model_name)[0] != split_name(own.model)[0]:
+        # A file of another model is refused for a known name, and for an unknown one.
+        architecture(model_name)
     header = header_for(source, model_name, row, activation=activation)
     gem = settings.over(header.gem, header.config.image.layers)
-    network = assemble(source.tensors, header.config, gem, dtype=dtype, device=device)
+    network = assemble(
+        source.tensors,
+        header.config,
+        gem,
+        dtype=dtype,
+        device=device,
+        share=own is not None,
+        where=str(source.path),
+    )
     logger.info("loaded %s from %s (%s)", header.model, source.path, source.layout)
     return network, header
 

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import fast
-from .checkpoints.ours import Header, write
+from .checkpoints.header import Header
+from .checkpoints.ours import write
 from .method.heatmap import heat_maps
 from .method.image import ImageFeatures
 from .method.model import GEMNetwork

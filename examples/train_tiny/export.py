@@ -23,7 +23,8 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 import pictures
 from train import CONFIG, fold_centre, name_tokens
 
-from gem_lite.checkpoints.ours import Header, load, write
+from gem_lite.checkpoints.header import Header
+from gem_lite.checkpoints.ours import load, write
 from gem_lite.method.config import OPENAI_MEAN, OPENAI_STD, GEMConfig
 from gem_lite.method.model import GEMNetwork
 from gem_lite.pictures.transform import get_gem_img_transform

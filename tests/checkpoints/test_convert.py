@@ -33,9 +33,11 @@ import gem_lite
 from gem_lite.checkpoints import convert as convert_module
 from gem_lite.checkpoints import known as pretrained
 from gem_lite.checkpoints import ours as checkpoint
+from gem_lite.checkpoints.configs import config_from_shapes
 from gem_lite.checkpoints.convert import convert
+from gem_lite.checkpoints.header import Header
 from gem_lite.checkpoints.known import Pretrained
-from gem_lite.checkpoints.others import config_from_shapes, read_source
+from gem_lite.checkpoints.others import read_source
 from gem_lite.checkpoints.ours import read_header
 from gem_lite.factory import header_for
 from gem_lite.method.config import ARCHITECTURES, OPENAI_MEAN, OPENAI_STD, Activation, ModelConfig
@@ -528,7 +530,7 @@ def test_url_is_of_the_hash(
     assert header.source == "https://example.org/published.pt"
 
 
-def header_for_other(path: Path, row: Pretrained) -> checkpoint.Header:
+def header_for_other(path: Path, row: Pretrained) -> Header:
     with pytest.warns(UserWarning, match="differs from the published"):
         return header_for(read_source(path), "ViT-B/32", row)
 

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 import gem_lite
 from gem_lite.checkpoints import ours as checkpoint
-from gem_lite.checkpoints.ours import Header, expected_shapes, load, read_header, write
+from gem_lite.checkpoints.assemble import expected_shapes
+from gem_lite.checkpoints.header import Header
+from gem_lite.checkpoints.ours import load, read_header, write
 from gem_lite.method.config import ARCHITECTURES, GEMConfig, ImageConfig, TextConfig
 
 ROOT = Path(__file__).resolve().parents[2]
