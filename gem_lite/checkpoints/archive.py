@@ -24,7 +24,7 @@ from torch import Tensor
 LARGEST_GROWTH, SLACK = 4, 1 << 24  # times a file's size, and bytes, that it may claim to hold
 CLIP_ANCHOR = "visual.conv1.weight"
 HUGGINGFACE_ANCHOR = "vision_model.embeddings.patch_embedding.weight"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # said of the disk that is written to
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of the disk that is written to
 
 
 class Record:
@@ -60,7 +60,7 @@ def load_pickle(path: Path) -> Mapping[str, Tensor]:
         _check_claims(path)
     elif not start.startswith(b"\x80"):  # the first byte of every pickle that torch.save writes
         raise ValueError(
-            f"{path} is no checkpoint: it begins with {start!r}; expected safetensors, or a file"
+            f"{path} is not a checkpoint: it begins with {start!r}; expected safetensors, or a file"
             " of torch.save or torch.jit.save. If it was fetched, fetch it again"
         )
     scalar = np.float64(0).__reduce__()[0]
@@ -106,7 +106,7 @@ def load_torchscript(path: Path) -> Mapping[str, Tensor]:
 def _is_zip(path: Path) -> bool:
     try:
         return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile as error:  # said of the parts of an archive in several files
+    except zipfile.BadZipFile as error:  # an archive in several files
         raise _damaged(path, error) from error
 
 
@@ -212,20 +212,20 @@ def _find_state_dict(loaded: Any, path: Path) -> Mapping[str, Tensor]:
     """The mapping with the weights in it, at the top or inside other entries."""
     level = [("", loaded)]
     for _ in range(4):
-        found = [
+        models = [
             (name, entries)
             for name, entries in level
             if isinstance(entries, Mapping)
             and any(str(key).endswith((CLIP_ANCHOR, HUGGINGFACE_ANCHOR)) for key in entries)
         ]
-        if found:
-            names = [name for name, _ in found]
-            if len(found) > 1 and "state_dict" not in names:
+        if models:
+            names = [name for name, _ in models]
+            if len(models) > 1 and names.count("state_dict") != 1:
                 raise ValueError(
-                    f"{path} holds several models, under the entries {names}; save one alone"
+                    f"{path} holds several models, under the entries {names}; save only one"
                 )
-            chosen = dict(found).get("state_dict", found[0][1])
-            return {str(key): value for key, value in chosen.items() if isinstance(value, Tensor)}
+            entries = dict(models).get("state_dict", models[0][1])
+            return {str(key): value for key, value in entries.items() if isinstance(value, Tensor)}
         level = [
             (str(name), entries)
             for _, outer in level
@@ -235,5 +235,5 @@ def _find_state_dict(loaded: Any, path: Path) -> Mapping[str, Tensor]:
     top = ", ".join(map(str, list(loaded)[:8])) if isinstance(loaded, Mapping) else type(loaded)
     raise ValueError(
         f"{path} holds no CLIP state dict: no entry ends in {CLIP_ANCHOR!r} or"
-        f" {HUGGINGFACE_ANCHOR!r}; found {top}"
+        f" {HUGGINGFACE_ANCHOR!r}; its entries: {top}"
     )

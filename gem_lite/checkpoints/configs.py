@@ -16,7 +16,7 @@ from .header import three_numbers
 class Description:
     """What the files beside the weights say; None or empty: nothing."""
 
-    claims: dict[str, Activation] = field(default_factory=dict)  # who says which activation
+    claims: dict[str, Activation] = field(default_factory=dict)  # origin: activation
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     config: ModelConfig | None = None  # where they describe the whole model

@@ -101,7 +101,7 @@ def convert(
         del tensors
         advance("comparing features")
         error = _features_error(source, temporary, header.config, device)
-        rounding = 0.0 if exact else max(torch.finfo(each).eps for each in written)
+        rounding = 0.0 if exact else max(torch.finfo(kind).eps for kind in written)
         # A feature gathers the roundings of some hundred products; a wrong tensor shows as about 1.
         tolerance = max(16 * rounding, 1e-5)
         if not error <= tolerance:

@@ -134,7 +134,7 @@ def _fetch(
                 keep = False
                 return digest
             part.discard()
-            # A part file that a crash left damaged is no fault of the server: begin once more.
+            # A part file that a crash left damaged is not the server's fault: begin again.
             if attempt == attempts or not resumed:
                 raise TransferError(
                     f"the file has SHA-256 {digest}, expected {sha256}; it was deleted", retry=False

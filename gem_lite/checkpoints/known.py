@@ -200,7 +200,7 @@ def known_row(model_name: str, pretrained: str) -> Pretrained:
         return row
     pairs = available_models()
     folded, _ = split_name(model_name)
-    tags = [each.tag for each in PRETRAINED if fold_name(each.model) == folded]
+    tags = [row.tag for row in PRETRAINED if fold_name(row.model) == folded]
     if tags:
         hint = f"tags of {model_name!r}: {', '.join(map(repr, tags))}"
     else:
@@ -262,7 +262,7 @@ def search_folders(cache_dir: str | os.PathLike[str] | None = None) -> list[Path
         folder = Path(chosen).expanduser()
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{WEIGHTS_VARIABLE} is set to {chosen!r}, which is no folder; "
+                f"{WEIGHTS_VARIABLE} is set to {chosen!r}, which is not a folder; "
                 "make it, or unset the variable"
             )
         folders.append(folder)

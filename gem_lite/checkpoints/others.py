@@ -42,7 +42,7 @@ class Source:
     path: Path  # the weight file
     layout: Layout
     tensors: Mapping[str, Tensor]
-    claims: dict[str, Activation] = field(default_factory=dict)  # who says which activation
+    claims: dict[str, Activation] = field(default_factory=dict)  # origin: activation
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     config: ModelConfig | None = None  # where the file describes the whole model
@@ -75,10 +75,14 @@ def read_source(path: str | Path) -> Source:
         return _read_safetensors(path)
     if is_torchscript(path):
         tensors, _ = _clip_tensors(load_torchscript(path), path)
-        says = f"{path.name} is a TorchScript archive as OpenAI's, which are QuickGELU"
-        return Source(path=path, layout="torchscript", tensors=tensors, claims={says: "quick_gelu"})
+        origin = f"{path.name} is a TorchScript archive as OpenAI's, which are QuickGELU"
+        return Source(
+            path=path, layout="torchscript", tensors=tensors, claims={origin: "quick_gelu"}
+        )
     if path.suffix in (".json", ".txt", ".md"):
-        raise ValueError(f"{path} is no weight file; give the file with the tensors or its folder")
+        raise ValueError(
+            f"{path} is not a weight file; give the file with the tensors or its folder"
+        )
     return _read_tensors(load_pickle(path), path, layout="pickle")
 
 
@@ -135,11 +139,11 @@ def _clip_tensors(raw: Mapping[str, Tensor], path: Path) -> tuple[RenamedTensors
     else:
         raise ValueError(
             f"{path} holds no CLIP: no tensor is called {CLIP_ANCHOR!r} or {HUGGINGFACE_ANCHOR!r};"
-            f" found {', '.join(list(raw)[:5])}"
+            f" it has {', '.join(list(raw)[:5])}"
         )
     if len(prefixes) > 1:
         raise ValueError(
-            f"{path} holds several models, under the prefixes {sorted(prefixes)}; save one alone"
+            f"{path} holds several models, under the prefixes {sorted(prefixes)}; save only one"
         )
     prefix = prefixes.pop()
     is_huggingface = anchor == HUGGINGFACE_ANCHOR
@@ -158,7 +162,9 @@ def _clip_tensors(raw: Mapping[str, Tensor], path: Path) -> tuple[RenamedTensors
         if target is not None:
             parts = recipes.setdefault(target[0], {})
             if target[1] in parts:
-                raise ValueError(f"{path} has both {parts[target[1]]} and {name}; expected one")
+                raise ValueError(
+                    f"{path} has both {parts[target[1]]} and {name}; expected only one"
+                )
             parts[target[1]] = name
     if unknown:
         shapes = shapes_of(raw)

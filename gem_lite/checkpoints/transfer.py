@@ -99,8 +99,8 @@ def _broken(error: Exception, timeout: float, *, first: bool) -> TransferError:
     if isinstance(reason, TimeoutError):
         return TransferError(f"the server was silent for {timeout:g} s", retry=True)
     if isinstance(reason, socket.gaierror):
-        said = f"no address for the server's name (offline?): {reason}"
-        return TransferError(said, retry=not first)
+        message = f"no address for the server's name (offline?): {reason}"
+        return TransferError(message, retry=not first)
     if isinstance(reason, ConnectionRefusedError):
         return TransferError(f"nothing answers there: {reason}", retry=not first)
     if isinstance(reason, ssl.SSLCertVerificationError | http.client.InvalidURL):
@@ -175,9 +175,9 @@ def _content_length(headers: Message) -> int | None:
 
 
 def _content_range(headers: Message) -> tuple[int | None, int | None]:
-    """First byte and total size out of `bytes 5-9/10` or `bytes */10`, None where not told."""
-    found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("Content-Range", ""))
-    if not found:
+    """First byte and total size out of `bytes 5-9/10` or `bytes */10`, None where absent."""
+    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("Content-Range", ""))
+    if not match:
         return None, None
-    first, total = found.groups()
+    first, total = match.groups()
     return (int(first) if first else None), (int(total) if total != "*" else None)

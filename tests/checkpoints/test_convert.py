@@ -202,7 +202,7 @@ def test_folder_without_weights(tmp_path: Path) -> None:
 
 def test_config_in_place_of_weights(tmp_path: Path) -> None:
     folder = write_hugging_face(STATE, tmp_path)
-    with pytest.raises(ValueError, match=r"config\.json is no weight file"):
+    with pytest.raises(ValueError, match=r"config\.json is not a weight file"):
         read_source(folder / "config.json")
 
 
@@ -1055,7 +1055,7 @@ MISTAKES = {
         ["--source", "plain.pt", "--activation", "gelu", "--output", "."],
         "is a folder; give the name of a file",
     ),
-    "page": (["--source", "page.pt"], "page.pt is no checkpoint: it begins with"),
+    "page": (["--source", "page.pt"], "page.pt is not a checkpoint: it begins with"),
     "contradiction": (["--source", "ts.pt", "--activation", "gelu"], "the sources disagree"),
     "overflow": (
         ["--source", "large.pt", "--activation", "gelu", "--dtype", "fp16"],
