@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.ours import atomic_file
+from ...checkpoints.files import atomic_file
 
 
 def table(rows: Sequence[tuple[str, Sequence[float]]], columns: Sequence[str]) -> str:
