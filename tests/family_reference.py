@@ -780,7 +780,7 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
 
 def windowed(logits: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int) -> Tensor:
     """Logits [p, h, w] of a picture: mean of `logits`, drawn at its size, of every window."""
-    total, counts = 0.0, torch.zeros(image.shape[1:]).to(image)
+    total, counts = torch.zeros(()).to(image), torch.zeros(image.shape[1:]).to(image)
     for top in window_starts(image.shape[1], window, stride):
         for left in window_starts(image.shape[2], window, stride):
             part = image[:, top : top + window, left : left + window]
