@@ -125,7 +125,7 @@ class Method:
     def combine(self, gem: Tensor, trunk: Trunk) -> Tensor:
         """The stream that goes through ln_post, [b, n, d], from the one gathered and the trunk.
 
-        For a method across layers. The class token may be missing if `class_token` is "clip".
+        For a method across layers. Without a class token it is given CLIP's.
         """
         return gem
 

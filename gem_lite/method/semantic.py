@@ -81,7 +81,7 @@ def mixed_weights(method: Any, heads: Heads, agreement: Tensor | None = None) ->
     """
     window = torch.zeros((), device=heads.k.device)
     if method.std is not None:
-        window = gaussian_window(heads.trunk.grid, method.std)
+        window = gaussian_window(heads.trunk.grid, method.std, heads.k)
     each = []
     for a, b in method.pairs:
         scores = heads.q.shape[-1] ** -0.5 * getattr(heads, a) @ getattr(heads, b).mT

@@ -82,8 +82,13 @@ def affinity(similarity: Tensor) -> Tensor:
     return scores.masked_fill((scores < 0) & ~itself, -torch.inf).softmax(dim=-1)[:, None]
 
 
-def gaussian_window(grid: tuple[int, int], std: float) -> Tensor:
-    """exp(-distance^2 / (2 std^2)) of each two patches; 0 for the class token: [n, n]."""
-    places = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float32) for side in grid))
+def gaussian_window(grid: tuple[int, int], std: float, like: Tensor) -> Tensor:
+    """exp(-distance^2 / (2 std^2)) of each two patches; 0 for the class token: [n, n].
+
+    In the dtype and on the device of `like`, computed in at least float32.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    sides = [torch.arange(side, dtype=dtype, device=like.device) for side in grid]
+    places = torch.cartesian_prod(*sides)
     distances = (places[:, None] - places).square().sum(dim=-1)
-    return F.pad((-distances / (2 * std**2)).exp(), (1, 0, 1, 0))
+    return F.pad((-distances / (2 * std**2)).exp(), (1, 0, 1, 0)).to(like.dtype)

@@ -22,5 +22,5 @@ class NACLIP(Method):
 
     def attention(self, heads: Heads) -> Tensor:
         """softmax(k k^T / sqrt(c) + window) v (section 3.2)."""
-        window = gaussian_window(heads.trunk.grid, self.std).to(heads.k)
+        window = gaussian_window(heads.trunk.grid, self.std, heads.k)
         return attend(heads.k, heads.k, heads.v, bias=window)

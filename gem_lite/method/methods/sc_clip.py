@@ -1,7 +1,7 @@
 """SC-CLIP: outlier tokens repaired, the affinities of middle layers, two branches."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,7 +16,6 @@ class SCCLIP(Method):
     name: ClassVar[str] = "sc_clip"
     paper: ClassVar[str] = "Bai et al., IEEE TIP 2025, arXiv 2411.15869"
     blocks: int = 0  # the stream is made of kept tokens, in `combine`
-    class_token: Literal["gem", "clip"] = "clip"
     positions: Positions = "bicubic_offset"
     at: tuple[int, int, int, int] = (9, 4, 4, 10)  # of 12 blocks: Z's, S's, first and last summed
     beta: float = 0.4  # cosine from which patches are aggregated
@@ -32,11 +31,10 @@ class SCCLIP(Method):
         at_z, at_s, first, last = scaled(self.at, layers)
         deep, fused = h[layers - 1], sum_of(h[number] for number in range(first, last + 1))
         bad = outliers(deep[:, 1:])
-        z, s = cosines(repair(h[at_z][:, 1:], bad, trunk.grid)), cosines(h[at_s][:, 1:])
-        near = aggregate(repair(deep[:, 1:], bad, trunk.grid), z, self.beta)
-        branches = []
-        for x, token in ((near, deep[:, :1]), (fused[:, 1:], fused[:, :1])):
+        alike, near = (repair(x[:, 1:], bad, trunk.grid) for x in (h[at_z], deep))
+        z, s, gem = cosines(alike), cosines(h[at_s][:, 1:]), near.new_zeros(near.shape)
+        for x, cls in [(aggregate(near, z, self.beta), deep[:, :1]), (fused[:, 1:], fused[:, :1])]:
             _, k, v, *_ = trunk.heads(layers, x)
             dense = trunk.out(layers, (affinity(z) + weights(k, k)) / 2 @ v)
-            branches.append(aggregate(dense + self.class_share * token, s, self.beta))
-        return sum_of(branches)
+            gem = gem + aggregate(dense + self.class_share * cls, s, self.beta)
+        return gem
