@@ -15,8 +15,6 @@ from .checkpoints.convert import convert, resolve_config
 from .checkpoints.files import exclusive
 from .checkpoints.header import Header
 from .checkpoints.known import (
-    PRETRAINED,
-    Pretrained,
     cache_folder,
     default_file_name,
     fetch_source,
@@ -26,6 +24,7 @@ from .checkpoints.known import (
     row_by_hash,
 )
 from .checkpoints.others import Source, read_source
+from .checkpoints.table import PRETRAINED, Pretrained
 from .fast import Setting
 from .method.config import (
     OPENAI_MEAN,

@@ -174,9 +174,10 @@ def _clip_tensors(raw: Mapping[str, Tensor], path: Path) -> tuple[RenamedTensors
             " kind of model?"
         )
     for name, parts in recipes.items():
-        missing = {"q", "k", "v"} - set(parts) if set(parts) & {"q", "k", "v"} else set()
-        if missing:
-            raise ValueError(f"{path} lacks the {', '.join(sorted(missing))} part of {name}")
+        for group in ({"q", "k", "v"}, {"whole", "long"} if "long" in parts else set()):
+            missing = group - parts.keys()
+            if group & parts.keys() and missing:
+                raise ValueError(f"{path} lacks the {', '.join(sorted(missing))} part of {name}")
     return RenamedTensors(raw, recipes), is_huggingface
 
 
@@ -186,6 +187,8 @@ def _clip_entry(name: str) -> tuple[str, Part] | None:
         return None
     if name == "logit_scale":
         return name, "scalar"
+    if name == "positional_embedding_res":
+        return "positional_embedding", "long"
     if not name.startswith(CLIP_PREFIXES):
         raise KeyError(name)
     return name, "whole"

@@ -48,7 +48,7 @@ ORDER: dict[str, list[str]] = {
     "checkpoints": [
         *("files", "header", "assemble", "ours"),
         *("archive", "huggingface", "configs", "others", "convert"),
-        *("transfer", "fetch", "known"),
+        *("transfer", "fetch", "table", "known", "hub"),
     ],
     "pictures": ["transform", "opening", "overlays", "labels", "boxes"],
     "tools": [
@@ -204,7 +204,7 @@ CONSTANT_CALLS = {
     "_clip",
     "_context",
     "_laion",
-    "_laion_hub",
+    "_hub",
     "_metaclip",
     "_openai",
     "_voc",
@@ -216,6 +216,7 @@ CONSTANT_CALLS = {
     "frozenset",
     "get_args",
     "items",
+    "removesuffix",
     "getLogger",
     "array",
     "compile",
