@@ -15,10 +15,11 @@ from torch import Tensor
 from ..method.config import Activation, ModelConfig
 from .archive import CLIP_ANCHOR, HUGGINGFACE_ANCHOR, is_torchscript, load_pickle, load_torchscript
 from .assemble import Shapes, shapes_of
-from .configs import read_huggingface_configs, read_open_clip_config
+from .configs import read_huggingface_configs
 from .files import file_sha256
 from .header import Header
 from .huggingface import Part, RenamedTensors, huggingface_entry
+from .open_clip import read_open_clip_config
 from .ours import open_file
 
 Layout = Literal["torchscript", "pickle", "safetensors", "huggingface", "gem_lite"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gem_lite.checkpoints.configs import read_open_clip_config
+from gem_lite.checkpoints.open_clip import read_open_clip_config
 from gem_lite.checkpoints.table import PRETRAINED
 from gem_lite.method.config import ARCHITECTURES
 

@@ -47,7 +47,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "checkpoints": [
         *("files", "header", "assemble", "ours"),
-        *("archive", "huggingface", "configs", "others", "convert"),
+        *("archive", "huggingface", "configs", "open_clip", "others", "convert"),
         *("transfer", "fetch", "table", "known", "hub"),
     ],
     "pictures": ["transform", "opening", "overlays", "labels", "boxes"],
