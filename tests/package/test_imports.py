@@ -47,7 +47,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "checkpoints": [
         *("files", "header", "assemble", "ours"),
-        *("archive", "huggingface", "configs", "open_clip", "others", "convert"),
+        *("pickles", "archive", "huggingface", "configs", "open_clip", "others", "convert"),
         *("transfer", "fetch", "table", "known", "hub"),
     ],
     "pictures": ["transform", "opening", "overlays", "labels", "boxes"],
@@ -205,6 +205,7 @@ CONSTANT_CALLS = {
     "_context",
     "_laion",
     "_hub",
+    "Result",
     "_metaclip",
     "_openai",
     "_voc",
