@@ -13,9 +13,10 @@ from torch import nn
 from .checkpoints.assemble import assemble, build
 from .checkpoints.describe import DEFAULT_SIZE, header_for, locate
 from .checkpoints.header import Header
-from .checkpoints.known import PRETRAINED, Pretrained, find_file
+from .checkpoints.known import find_file
 from .checkpoints.others import read_source
 from .checkpoints.ours import write
+from .checkpoints.table import PRETRAINED, Pretrained
 from .method.base import Method, count
 from .method.config import (
     OPENAI_MEAN,

@@ -31,11 +31,11 @@ def read_huggingface_configs(folder: Path, shapes: Mapping[str, tuple[int, ...]]
     Raises ValueError for files that are damaged or describe another kind of model.
     """
     path = folder / "config.json"
-    config = _read_json(path)
+    config = read_json(path)
     claims: dict[str, Activation] = {}
     # transformers lets the entries that end in _dict, of older versions, override the others.
     for tower in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
-        settings = _section(config, tower, path)
+        settings = section(config, tower, path)
         act = settings.get("hidden_act")
         if act is not None:
             if not isinstance(act, str) or act not in _HIDDEN_ACTS:
@@ -58,17 +58,17 @@ def read_huggingface_configs(folder: Path, shapes: Mapping[str, tuple[int, ...]]
             where=str(folder),
         )
     path = folder / "preprocessor_config.json"
-    preprocessor = _read_json(path)
+    preprocessor = read_json(path)
     return Description(
         claims=claims,
-        mean=_triple(preprocessor, "image_mean", path),
-        std=_triple(preprocessor, "image_std", path),
+        mean=three_numbers_in(preprocessor, "image_mean", path),
+        std=three_numbers_in(preprocessor, "image_std", path),
         config=described,
     )
 
 
 def _heads(config: dict[str, Any], tower: str, path: Path) -> int | None:
-    count = _section(config, tower, path).get("num_attention_heads")
+    count = section(config, tower, path).get("num_attention_heads")
     if count is not None and type(count) is not int:
         raise ValueError(
             f"{path}: {tower}.num_attention_heads is {shown(count)}; expected a whole number"
@@ -76,23 +76,8 @@ def _heads(config: dict[str, Any], tower: str, path: Path) -> int | None:
     return count
 
 
-def read_open_clip_config(folder: Path) -> Description:
-    """open_clip_config.json. Raises ValueError for one that is damaged."""
-    path = folder / "open_clip_config.json"
-    config = _read_json(path)
-    quick_gelu = _section(config, "model_cfg", path).get("quick_gelu")
-    preprocess = _section(config, "preprocess_cfg", path)
-    claims: dict[str, Activation] = {}
-    if quick_gelu is not None:
-        if not isinstance(quick_gelu, bool):
-            raise ValueError(f"{path}: quick_gelu is {shown(quick_gelu)}; expected true or false")
-        claims["quick_gelu of open_clip_config.json"] = "quick_gelu" if quick_gelu else "gelu"
-    return Description(
-        claims=claims, mean=_triple(preprocess, "mean", path), std=_triple(preprocess, "std", path)
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What the file holds, {} where there is none. Raises ValueError unless it is an object."""
     if not path.is_file():
         return {}
     try:
@@ -104,14 +89,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _section(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
-    section = config.get(name) or {}
-    if not isinstance(section, dict):
-        raise ValueError(f"{path}: {name} is {shown(section)}; expected an object")
-    return section
+def section(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """An object inside the file, {} where there is none. Raises ValueError for something else."""
+    fields = config.get(name) or {}
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: {name} is {shown(fields)}; expected an object")
+    return fields
 
 
-def _triple(settings: dict[str, Any], name: str, path: Path) -> tuple[float, ...] | None:
+def three_numbers_in(settings: dict[str, Any], name: str, path: Path) -> tuple[float, ...] | None:
+    """A mean or std in the file, if there is one. Raises ValueError for something else."""
     values = settings.get(name)
     return None if values is None else three_numbers(f"{path}: {name}", values)
 

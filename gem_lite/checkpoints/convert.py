@@ -58,8 +58,13 @@ def resolve_config(
         claims[f"the name {model_name!r}"] = "quick_gelu"
     decided = decide_activation(claims, where=str(source.path))
     known = name in map(fold_name, ARCHITECTURES)
-    config = source.config if source.config and not known else architecture(model_name, decided)
-    config = replace(config, activation=decided)
+    if source.config is not None and not known:
+        config = replace(source.config, activation=decided)
+    else:
+        config = architecture(model_name, decided)
+        context, *_ = source.shapes.get("positional_embedding") or (config.text.context,)
+        # Long-CLIP and others differ from their architecture in how long a text may be.
+        config = replace(config, text=replace(config.text, context=max(context, 2)))
     check_shapes(source.shapes, config, where=f"{source.path} as {model_name!r}")
     if source.config is not None and source.config != config:
         raise ValueError(

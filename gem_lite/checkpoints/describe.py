@@ -11,7 +11,6 @@ from .convert import convert, resolve_config
 from .files import exclusive
 from .header import Header
 from .known import (
-    Pretrained,
     cache_folder,
     default_file_name,
     fetch_source,
@@ -21,6 +20,7 @@ from .known import (
     row_by_hash,
 )
 from .others import Source, read_source
+from .table import Pretrained
 
 DEFAULT_SIZE = 448  # GEM's input side for CLIPs trained at 224 to 336
 CHECKPOINT_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

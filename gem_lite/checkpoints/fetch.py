@@ -22,7 +22,12 @@ _BACKOFF = 0.5  # seconds before the second attempt, doubled for each further on
 
 
 class FetchError(OSError):
-    """A download failed for good; the message names the url, the reason and the way round it."""
+    """A download failed for good; the message names the url, the reason and the way round it.
+
+    `code` is the HTTP status where the server answered with an error.
+    """
+
+    code: int | None = None
 
 
 def download(
@@ -66,10 +71,12 @@ def download(
                 if digest is None:
                     digest = _fetch(url, target, sha256, progress, timeout, attempts, locked)
     except TransferError as failure:
-        raise FetchError(
+        error = FetchError(
             f"could not fetch {url}: {failure}. If you can get the file in another way, "
             f"put it at {target}"
-        ) from failure
+        )
+        error.code = failure.code
+        raise error from failure
     except OSError as error:  # network errors became TransferError: this is the disk
         raise FetchError(
             f"could not fetch {url}: writing {target} failed: {error}. "

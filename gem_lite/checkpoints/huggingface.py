@@ -9,7 +9,9 @@ from torch import Tensor
 
 from .assemble import shapes_of
 
-Part = Literal["whole", "transposed", "scalar", "q", "k", "v"]
+Part = Literal["whole", "transposed", "scalar", "q", "k", "v", "long"]
+
+LONG_CLIP_KEPT = 20  # positions of CLIP that Long-CLIP keeps as they are (its section 3.1)
 
 # Hugging Face name -> (CLIP name, which part of it); None = dropped on purpose.
 # {} is the layer's index. A part q, k or v is a third of the rows of in_proj.
@@ -88,6 +90,8 @@ class RenamedTensors(Mapping[str, Tensor]):
         parts = {part: self._raw[theirs] for part, theirs in self._recipes[name].items()}
         if "q" in parts:
             return torch.cat([parts["q"], parts["k"], parts["v"]])
+        if "long" in parts:
+            return torch.cat([parts["whole"][:LONG_CLIP_KEPT], parts["long"][LONG_CLIP_KEPT:]])
         ((part, tensor),) = parts.items()
         # A matrix of another rank, or several scales, are for check_shapes to refuse.
         return tensor.T if part == "transposed" else tensor.reshape(self.shapes[name])
@@ -101,14 +105,15 @@ class RenamedTensors(Mapping[str, Tensor]):
 
 def _shape(name: str, parts: dict[Part, tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
     """Shape of the tensor that a recipe makes."""
+    if len({shape for _, shape in parts.values()}) > 1:
+        ordered = [parts[part] for part in ("q", "k", "v", "whole", "long") if part in parts]
+        listed = ", ".join(f"{theirs} {list(shape)}" for theirs, shape in ordered)
+        raise ValueError(f"the parts of {name} differ in shape: {listed}; expected one shape")
     if "q" in parts:
-        if len({shape for _, shape in parts.values()}) > 1:
-            listed = ", ".join(
-                f"{parts[part][0]} {list(parts[part][1])}" for part in ("q", "k", "v")
-            )
-            raise ValueError(f"the parts of {name} differ in shape: {listed}; expected one shape")
         rows, *rest = parts["q"][1] or (0,)
         return (3 * rows, *rest)
+    if "long" in parts:
+        return parts["long"][1]
     ((part, (_, shape)),) = parts.items()
     if part == "transposed" and len(shape) == 2:
         return shape[::-1]

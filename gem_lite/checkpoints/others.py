@@ -15,10 +15,11 @@ from torch import Tensor
 from ..method.config import Activation, ModelConfig
 from .archive import CLIP_ANCHOR, HUGGINGFACE_ANCHOR, is_torchscript, load_pickle, load_torchscript
 from .assemble import Shapes, shapes_of
-from .configs import read_huggingface_configs, read_open_clip_config
+from .configs import read_huggingface_configs
 from .files import file_sha256
 from .header import Header
 from .huggingface import Part, RenamedTensors, huggingface_entry
+from .open_clip import read_open_clip_config
 from .ours import open_file
 
 Layout = Literal["torchscript", "pickle", "safetensors", "huggingface", "gem_lite"]
@@ -174,9 +175,10 @@ def _clip_tensors(raw: Mapping[str, Tensor], path: Path) -> tuple[RenamedTensors
             " kind of model?"
         )
     for name, parts in recipes.items():
-        missing = {"q", "k", "v"} - set(parts) if set(parts) & {"q", "k", "v"} else set()
-        if missing:
-            raise ValueError(f"{path} lacks the {', '.join(sorted(missing))} part of {name}")
+        for group in ({"q", "k", "v"}, {"whole", "long"} if "long" in parts else set()):
+            missing = group - parts.keys()
+            if group & parts.keys() and missing:
+                raise ValueError(f"{path} lacks the {', '.join(sorted(missing))} part of {name}")
     return RenamedTensors(raw, recipes), is_huggingface
 
 
@@ -186,6 +188,8 @@ def _clip_entry(name: str) -> tuple[str, Part] | None:
         return None
     if name == "logit_scale":
         return name, "scalar"
+    if name == "positional_embedding_res":
+        return "positional_embedding", "long"
     if not name.startswith(CLIP_PREFIXES):
         raise KeyError(name)
     return name, "whole"

@@ -19,15 +19,18 @@ from typing import IO
 
 from .files import CHUNK, hash_file
 
+HUB = "https://huggingface.co"
+TOKEN_VARIABLE = "HF_TOKEN"  # sent to the hub alone
 _BUSY_CODES = (408, 425, 429)  # beside every 5xx: answers that another attempt may change
 
 
 class TransferError(Exception):
     """One attempt failed; `retry` says whether another one may do better."""
 
-    def __init__(self, reason: str, *, retry: bool) -> None:
+    def __init__(self, reason: str, *, retry: bool, code: int | None = None) -> None:
         super().__init__(reason)
         self.retry = retry
+        self.code = code
 
 
 def transfer(
@@ -39,8 +42,10 @@ def transfer(
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": validator}
     opener = urllib.request.build_opener(_Redirects)
+    request = urllib.request.Request(url, headers=headers)
+    _authorise(request)
     try:
-        response = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
+        response = opener.open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416 and start:  # nothing after `start`: complete, or another file
@@ -48,8 +53,7 @@ def transfer(
                     return hasher.hexdigest()
                 part.discard()
                 return transfer(url, part, timeout, show, first=first)
-            retry = error.code in _BUSY_CODES or error.code >= 500
-            raise TransferError(f"HTTP {error.code} {error.reason}", retry=retry) from error
+            raise _refused(error, url) from error
     except (OSError, http.client.HTTPException) as error:
         raise _broken(error, timeout, first=first) from error
 
@@ -93,6 +97,14 @@ def _read(response: http.client.HTTPResponse, timeout: float) -> bytes:
         raise _broken(error, timeout, first=False) from error
 
 
+def _refused(error: urllib.error.HTTPError, url: str) -> TransferError:
+    reason = f"HTTP {error.code} {error.reason}"
+    if error.code in (401, 403) and url.startswith(f"{HUB}/"):
+        reason += f" (for a private or gated repository, set {TOKEN_VARIABLE})"
+    retry = error.code in _BUSY_CODES or error.code >= 500
+    return TransferError(reason, retry=retry, code=error.code)
+
+
 def _broken(error: Exception, timeout: float, *, first: bool) -> TransferError:
     """A network error as a sentence; what fails while nothing has worked yet is final."""
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -123,7 +135,19 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         scheme = urllib.parse.urlsplit(newurl).scheme
         if scheme != "https" and (scheme, req.type) != ("http", "http"):
             raise TransferError(f"refused the redirect to {newurl}: it leaves https", retry=False)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None:
+            _authorise(request)
+        return request
+
+
+def _authorise(request: urllib.request.Request) -> None:
+    """Add the user's token to a request to the hub. urllib does not pass it on in a redirect."""
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if token and request.full_url.startswith(f"{HUB}/"):
+        if not re.fullmatch("[!-~]+", token):
+            raise TransferError(f"{TOKEN_VARIABLE} is not a token", retry=False)
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
 
 
 class Part:

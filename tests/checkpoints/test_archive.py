@@ -241,7 +241,10 @@ def test_scale_as_a_vector(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": STATE, "ema": STATE}, r"several models, under the entries \['model', 'ema'\]"),
+        (
+            {"model": STATE, "ema": dict(STATE)},
+            r"several models, under the entries \['model', 'ema'\]",
+        ),
         (
             {f"{at}.{name}": tensor for at in "ab" for name, tensor in STATE.items()},
             r"several models, under the prefixes \['a\.', 'b\.'\]",

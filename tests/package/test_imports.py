@@ -53,8 +53,8 @@ ORDER: dict[str, list[str]] = {
     ],
     "checkpoints": [
         *("files", "header", "assemble", "ours"),
-        *("archive", "huggingface", "configs", "others", "convert"),
-        *("transfer", "fetch", "known", "describe"),
+        *("pickles", "archive", "huggingface", "configs", "open_clip", "others", "convert"),
+        *("transfer", "fetch", "table", "known", "hub", "describe"),
     ],
     "pictures": ["transform", "opening", "overlays", "labels", "boxes"],
     "tools": [
@@ -214,7 +214,8 @@ CONSTANT_CALLS = {
     "_clip",
     "_context",
     "_laion",
-    "_laion_hub",
+    "_hub",
+    "Result",
     "_metaclip",
     "_openai",
     "_voc",
@@ -226,6 +227,7 @@ CONSTANT_CALLS = {
     "frozenset",
     "get_args",
     "items",
+    "removesuffix",
     "getLogger",
     "array",
     "compile",
