@@ -25,7 +25,7 @@ from .checkpoints.known import (
 from .checkpoints.lock import exclusive
 from .checkpoints.others import Source, read_source
 from .checkpoints.ours import Header, assemble, load
-from .fast import Setting
+from .fast.switch import Setting
 from .method.config import (
     OPENAI_MEAN,
     OPENAI_STD,

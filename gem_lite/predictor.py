@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from . import fast
 from .checkpoints.ours import Header, write
+from .fast import switch as fast
 from .method.heatmap import heat_maps
 from .method.image import ImageFeatures
 from .method.model import GEMNetwork

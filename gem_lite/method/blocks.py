@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, GEMAttention
 from .config import Activation, GEMConfig
+from .replace import replaceable
 
 
 class Streams(NamedTuple):
@@ -46,6 +47,7 @@ class MLP(nn.Module):
         self.act = ACTIVATION_LAYERS[activation]()
         self.c_proj = nn.Linear(mlp_width, width)
 
+    @replaceable
     def forward(self, x: Tensor) -> Tensor:
         """x: [b, n, d] -> [b, n, d]."""
         return self.c_proj(self.act(self.c_fc(x)))

@@ -41,8 +41,9 @@ ROOMS: dict[str, set[str]] = {
 }
 # Inside a room, in the order in which a reader meets them: a file imports only what stands before.
 ORDER: dict[str, list[str]] = {
+    "fast": ["products", "forms", "layers", "switch"],
     "method": [
-        *("config", "attention", "blocks", "image", "text", "model"),
+        *("config", "replace", "attention", "blocks", "image", "text", "model"),
         *("heatmap", "segment", "windows", "refine"),
     ],
     "checkpoints": [
