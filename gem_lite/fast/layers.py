@@ -1,5 +1,6 @@
 """Faster ways through whole layers, for as long as their code is what `forms.py` holds."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 from types import CodeType, FunctionType
@@ -112,33 +113,36 @@ def self_self_attention(
     """
     if not usable(streams, v) or not pays(v):
         return NotImplemented
-    s, b, h, n, c = streams.shape
+    b, h, _, c = v.shape
     temps = inv_temp.flatten().tolist() if isinstance(inv_temp, Tensor) else [inv_temp] * b
-    x = F.normalize(streams, dim=-1)  # [s, b, h, n, c]
-    for _ in range(iters):
-        scaled = inv_temp * x
-        heads = [
-            refined(scaled[i, j, k], x[i, j, k], temps[j])
-            for i in range(s)
-            for j in range(b)
-            for k in range(h)
-        ]
-        x = torch.cat(heads).view(s, b, h, n, c)
-        x = x.div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True))
-    scaled, v = inv_temp * x, v.contiguous()
-    images = [
-        torch.cat([read(scaled[:, j, k], x[:, j, k], v[j, k], temps[j]) for k in range(h)], dim=-1)
-        for j in range(b)
+    x, v = F.normalize(streams, dim=-1), v.contiguous()
+    heads = [
+        _of_one_head(x[:, j, k], v[j, k], temps[j], iters=iters) for j in range(b) for k in range(h)
     ]
+    images = [torch.cat(heads[j * h : (j + 1) * h], dim=-1) for j in range(b)]  # [n, h c]
+    out = torch.stack(images)
+    if not math.isfinite(float(out.sum())):
+        return NotImplemented
     # In memory [b, n, h, c], as the layer after it reads them.
-    out = torch.stack(images).unflatten(-1, (h, c)).transpose(1, 2)
-    return out if bool(out.isfinite().all()) else NotImplemented
+    return out.unflatten(-1, (h, c)).transpose(1, 2)
 
 
-def refined(scaled: Tensor, x: Tensor, temp: float) -> Tensor:
-    """softmax(scaled x^T) x up to a factor of each row. scaled, x: [n, c] -> [n, c]."""
-    n = len(x)
-    shift = x.new_full((n,), -temp - FAR_BELOW)
+def _of_one_head(x: Tensor, v: Tensor, temp: float, *, iters: int) -> Tensor:
+    """x: [s, n, c], normalised; v: [n, c] -> [n, c]."""
+    shift = v.new_full((len(v),), -temp - FAR_BELOW)
+    streams = list(x)
+    for _ in range(iters):
+        refined = [_refined(stream, temp, shift) for stream in streams]
+        streams = [
+            stream.div_(torch.linalg.vector_norm(stream, dim=-1, keepdim=True))
+            for stream in refined
+        ]
+    return _read(streams, v, temp, shift)
+
+
+def _refined(x: Tensor, temp: float, shift: Tensor) -> Tensor:
+    """softmax(temp x x^T) x up to a factor of each row. x: [n, c] -> [n, c]."""
+    n, scaled = len(x), temp * x
     if n < SYMMETRIC:
         rows = rows_at_once(n)
         out = [product(exponential(some, x, shift), x.T) for some in scaled.split(rows)]
@@ -153,20 +157,16 @@ def refined(scaled: Tensor, x: Tensor, temp: float) -> Tensor:
     return total
 
 
-def read(scaled: Tensor, x: Tensor, v: Tensor, temp: float) -> Tensor:
-    """Mean over streams of softmax(scaled x^T) v. scaled, x: [s, n, c]; v: [n, c] -> [n, c]."""
-    s, n, _ = x.shape
-    shift = x.new_full((n,), -temp - FAR_BELOW)
+def _read(streams: list[Tensor], v: Tensor, temp: float, shift: Tensor) -> Tensor:
+    """Mean over streams of softmax(temp x x^T) v. streams: [n, c] each; v: [n, c] -> [n, c]."""
+    rows = rows_at_once(len(v))
     out = []
-    for some in scaled.split(rows_at_once(n), dim=1):
+    for start in range(0, len(v), rows):
         mean: Tensor | None = None
-        for queries, keys in zip(some, x, strict=True):
-            weights = exponential(queries, keys, shift)
+        for x in streams:
+            weights = exponential(temp * x[start : start + rows], x, shift)
             sums = weights.sum(dim=-1, keepdim=True)
-            if mean is None:
-                mean = weights.div_(sums)
-            else:
-                mean.addcdiv_(weights, sums)
+            mean = weights.div_(sums) if mean is None else mean.addcdiv_(weights, sums)
         assert mean is not None
-        out.append(product(mean, v.T).div_(s))
+        out.append(product(mean, v.T).div_(len(streams)))
     return torch.cat(out) if len(out) > 1 else out[0]
