@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..quality.measure import figures, report
-from ..quality.scenes import Sprites
+from ..quality.sprites import Sprites
 from .console import Progress, say, say_json
 from .model import SHIPPED, add_model_arguments, load_model
 

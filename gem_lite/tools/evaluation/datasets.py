@@ -45,14 +45,7 @@ class SegmentationSet:
 
     def truth(self, item: Item) -> NDArray[np.int16]:
         """Labels [h, w] at the picture's own size. Raises ValueError for values out of range."""
-        with Image.open(item.labels) as stored:
-            if stored.mode not in ("P", "L", "1", "I;16", "I"):
-                raise ValueError(
-                    f"{item.labels} has mode {stored.mode}; expected class numbers (P or L)"
-                )
-            values = np.asarray(stored)
-        if values.max(initial=0) > 255 or values.min(initial=0) < 0:
-            raise ValueError(f"{item.labels} holds values outside 0..255; expected class numbers")
+        values = _picture_values(item.labels) if item.read is None else item.read()
         labels = self.table[values.astype(np.uint8)]
         if (labels == UNKNOWN).any():
             wrong = int(values[labels == UNKNOWN].max())
@@ -61,6 +54,19 @@ class SegmentationSet:
                 f" {len(self.classes)} classes does not have"
             )
         return labels
+
+
+def _picture_values(path: Path) -> NDArray[np.generic]:
+    try:
+        with Image.open(path) as stored:
+            if stored.mode not in ("P", "L", "1", "I;16", "I"):
+                raise ValueError(f"{path} has mode {stored.mode}; expected class numbers (P or L)")
+            values = np.asarray(stored)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error})") from error
+    if values.max(initial=0) > 255 or values.min(initial=0) < 0:
+        raise ValueError(f"{path} holds values outside 0..255; expected class numbers")
+    return values
 
 
 def open_set(

@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from ...pictures.labels import save_labels
-from ...pictures.transform import ImageTransform, to_rgb
+from ...pictures.transform import ImageTransform
 from ...predictor import GEMPredictor
 from .confusion import confusion
 from .datasets import SegmentationSet
 from .openimages import PointSet, point_counts
 from .protocols import Settings
 from .run import Task
+from .stages import label, resized
 
 Loaded = tuple[Image.Image, tuple[int, int]]  # a picture for the model, and its own size (h, w)
 
@@ -38,9 +39,14 @@ def pixel_task(
 
     plain: plain CLIP's maps. predictions: folder for the label maps, as palette PNGs.
     """
-    classes = len(data.classes) + 1
+    classes = len(data.classes)
     items = [data.items[index] for index in chosen]
     as_tensor = _as_tensor(model)
+    every = [*data.classes, *((word,) for word in settings.background)]
+    groups = [group for group, names in enumerate(every) for _ in names]
+    with torch.no_grad():
+        names = [name for names in every for name in names]
+        text = model.encode_text(names, templates=settings.templates)[0]  # [p, e]
 
     def load(index: int) -> tuple[Loaded, NDArray[np.int16]]:
         return load_picture(items[index].image, settings), data.truth(items[index])
@@ -52,29 +58,14 @@ def pixel_task(
                 f"{items[index].labels} has {truth.shape[0]} x {truth.shape[1]} pixels (h x w), its"
                 f" picture {size[0]} x {size[1]}"
             )
-        found = model.segment(
-            as_tensor(picture),
-            data.classes,
-            background=settings.background,
-            threshold=settings.threshold,
-            scale=settings.scale,
-            window=settings.window,
-            stride=settings.stride,
-            flip=settings.flip,
-            refine_steps=settings.refine,
-            size=size,
-            templates=settings.templates,
-            return_ori=plain,
-            rival_names=settings.rival_names,
-            min_area=settings.min_area,
-            batch=1,
-        )
-        labels = found.labels[0].cpu()
+        image = as_tensor(picture)
+        segmentation = label(model, image, text, groups, classes, settings, size, plain=plain)
+        labels = segmentation.labels[0].cpu()
         if predictions is not None:
             save_labels(labels, predictions / f"{items[index].name}.png")
-        return confusion(truth, labels, classes)
+        return confusion(truth, labels, classes + 1)
 
-    return Task(tuple(item.name for item in items), (classes, classes), load, score)
+    return Task(tuple(item.name for item in items), (classes + 1, classes + 1), load, score)
 
 
 def point_task(
@@ -85,8 +76,9 @@ def point_task(
     chosen: Sequence[int],
     plain: bool = False,
 ) -> Task:
-    """Counts of points [classes, 4] of the chosen pictures; each is asked for its own classes."""
+    """Counts of points [classes asked for in each picture, 4], one picture after another."""
     items = [data.items[index] for index in chosen]
+    starts = np.cumsum([0, *(len(item.classes) for item in items)]).tolist()
     as_tensor = _as_tensor(model)
 
     def load(index: int) -> Loaded:
@@ -97,22 +89,21 @@ def point_task(
         with torch.no_grad():
             words = [data.classes[each] for each in item.classes]
             maps = model(image, words, return_ori=plain, templates=settings.templates)
-        return point_counts(maps[0].cpu(), item, len(data.classes))
+        counts = torch.zeros(starts[-1], 4, dtype=torch.int64)
+        counts[starts[index] : starts[index + 1]] = point_counts(maps[0].cpu(), item)
+        return counts
 
-    return Task(tuple(item.name for item in items), (len(data.classes), 4), load, score)
+    return Task(tuple(item.name for item in items), (starts[-1], 4), load, score)
 
 
 def load_picture(path: Path, settings: Settings) -> Loaded:
     """The picture in RGB at the size that the settings want, and its own size (h, w).
 
-    Raises ValueError for a file that is no picture.
+    Raises ValueError for a file that Pillow cannot read.
     """
     try:
         with Image.open(path) as picture:
-            size = (picture.height, picture.width)
-            height, width = settings.input_size(*size)
-            # The transform's own first steps, which it then finds done.
-            return to_rgb(picture).resize((width, height), Image.Resampling.BICUBIC), size
+            return resized(picture, settings), (picture.height, picture.width)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error})") from error
 

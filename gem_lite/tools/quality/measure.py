@@ -15,7 +15,8 @@ from ...method.config import GEMConfig
 from ...method.heatmap import min_max
 from ...method.model import GEMNetwork
 from ...predictor import GEMPredictor
-from .scenes import Scene, Sprites, scenes
+from .scenes import Scene, scenes
+from .sprites import Sprites
 
 BATCH = 32  # collages in one forward pass
 BACKGROUND = "background"  # what the small model was taught to call a picture of no thing
