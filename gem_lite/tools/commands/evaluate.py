@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...factory import DTYPES, create_model_and_transforms
+from ...method.methods import methods
 from ...predictor import GEMPredictor
 from ..evaluation import report
 from ..evaluation.datasets import LayoutError, SegmentationSet, open_folder, open_set
@@ -75,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
         "--save-every", type=float, default=10.0, metavar="SECONDS", help=argparse.SUPPRESS
+    )
+    parser.add_argument(
+        "--method", help=f"how maps are made: {', '.join(each.name for each in methods())}"
     )
     add_gem_arguments(parser)
     knobs = parser.add_argument_group("protocol, and changes to it")
@@ -202,6 +206,7 @@ def load_model(args: argparse.Namespace, device: str) -> GEMPredictor:
         device=device,
         gem_streams=args.gem_streams,
         gem_residual=False if args.no_gem_residual else None,
+        method=args.method,
     )
     return model
 

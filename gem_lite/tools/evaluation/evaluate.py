@@ -69,7 +69,8 @@ def evaluate(
         "model": model.header.model,
         "pretrained": model.header.pretrained,
         "weights_sha256": _weights_digest(model),
-        "gem": asdict(model.network.gem),
+        "method": model.method.name,
+        "method_settings": asdict(model.method),
         "plain": plain,
         "version": __version__,
     }

@@ -5,7 +5,6 @@ averaged where windows overlap -> the picture's own size -> PAMR -> softmax, bes
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ...method.heatmap import similarity, upsample
+from ...method.heatmap import upsample
 from ...method.refine import neighbour_weights, refine
 from ...method.segment import Segmentation, label_chunks
-from ...method.windows import window_features
+from ...method.windows import WindowScores, window_maps, window_scores
 from ...pictures.transform import to_rgb
 from ...predictor import GEMPredictor
 from .protocols import Settings
@@ -24,17 +23,6 @@ from .resize import resize_bilinear
 
 CHUNK_BYTES = 64 * 2**20  # maps of one chunk of names
 PAMR_DISTANCES, PAMR_CONTRAST = (8, 16), 0.1
-
-
-class WindowScores(NamedTuple):
-    """The cosines of all names in every window of one picture."""
-
-    scores: Tensor  # [windows, p, n]
-    grid: tuple[int, int]  # patches of a window, n = h * w
-    places: tuple[tuple[int, int], ...]  # (top, left) of each window in pixels
-    window: tuple[int, int]  # (h, w) in pixels
-    padding: tuple[int, int, int, int]  # left, right, top, bottom: pixels around each window
-    size: tuple[int, int]  # (h, w) of the resized picture
 
 
 def resized(picture: Image.Image, settings: Settings) -> Image.Image:
@@ -52,59 +40,44 @@ def patch_padding(height: int, width: int, patch: int) -> tuple[int, int, int, i
     return across // 2, across - across // 2, down // 2, down - down // 2
 
 
-def window_scores(
+def picture_scores(
     model: GEMPredictor, image: Tensor, text: Tensor, settings: Settings, *, plain: bool = False
 ) -> WindowScores:
-    """Encode the windows of one normalised picture [1, 3, h, w], and score all names in them.
+    """The scores of all names in every window of one normalised picture [1, 3, h, w].
 
-    text: embeddings [p, e]. plain: plain CLIP's patches.
+    text: embeddings [p, e]. plain: plain CLIP's. Of all names at once: a name that a class and
+    background share has the same score for both, to the last digit.
     """
     patch = model.network.config.image.patch
-    height, width = image.shape[-2:]
-    window = settings.window
-    window_size = (height, width) if window is None else (min(window, height), min(window, width))
-    pad = settings.pad and window is not None
-    padding = patch_padding(*window_size, patch) if pad else (0, 0, 0, 0)
 
-    def encode(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        features = model.encode_image(F.pad(part, padding))
-        return features.clip if plain else features.gem, features.grid
+    def score(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        if settings.pad and settings.window is not None:
+            part = F.pad(part, patch_padding(part.shape[-2], part.shape[-1], patch))
+        maps = model(part, text, normalize=False, return_ori=plain, size="patches")  # [1, p, h, w]
+        return maps.flatten(2), (maps.shape[-2], maps.shape[-1])
 
-    windows = window_features(
-        encode,
+    return window_scores(
+        score,
         image,
-        window=window_size,
-        stride=None if window is None or settings.stride is None else (settings.stride,) * 2,
+        window=None if settings.window is None else (settings.window,) * 2,
+        stride=None if settings.stride is None else (settings.stride,) * 2,
         flip=settings.flip,
         batch=1,
     )
-    # [views, windows, 1, n, e]. Of all names at once: a name that a class and background share has
-    # the same score for both, to the last digit.
-    scores = torch.stack([similarity(view[:, 0], text) for view in windows.views]).mean(dim=0)
-    return WindowScores(scores, windows.grid, windows.places, window_size, padding, windows.size)
 
 
-def name_maps(
-    windows: WindowScores, names: Sequence[int], size: tuple[int, int], *, straight: bool = False
-) -> Tensor:
-    """Maps [1, k, h, w] of some names at `size`, bilinear, averaged where windows overlap.
-
-    straight: of the whole picture as one window, without the resized picture's size between.
-    """
-    scores = windows.scores[:, list(names)]  # [windows, k, n]
-    if straight:
-        return upsample(scores, windows.grid, size)
-    left, right, top, bottom = windows.padding
+def padded_maps(windows: WindowScores, names: Sequence[int], patch: int) -> Tensor:
+    """As `window_maps`, of windows that were filled up: their maps are cut back first."""
     height, width = windows.window
-    total = scores.new_zeros(1, len(names), *windows.size)
-    count = scores.new_zeros(windows.size)
-    padded = (height + top + bottom, width + left + right)
-    for (row, column), part in zip(windows.places, scores, strict=True):
-        whole = upsample(part[None], windows.grid, padded)
-        inside = whole[..., top : top + height, left : left + width]
+    left, _, top, _ = patch_padding(height, width, patch)
+    filled = (windows.grid[0] * patch, windows.grid[1] * patch)
+    total = windows.scores.new_zeros(1, len(names), *windows.size)
+    count = windows.scores.new_zeros(windows.size)
+    for (row, column), part in zip(windows.places, windows.scores[:, :, list(names)], strict=True):
+        inside = upsample(part, windows.grid, filled)[..., top : top + height, left : left + width]
         total[..., row : row + height, column : column + width] += inside
         count[row : row + height, column : column + width] += 1
-    return F.interpolate(total / count, size=size, mode="bilinear", align_corners=False)
+    return total / count
 
 
 @torch.no_grad()
@@ -125,24 +98,25 @@ def label(
     are words for background.
     """
     image = image.to(model.network.device)
-    windows = window_scores(model, image, text, settings, plain=plain)
-    input_size = (image.shape[-2], image.shape[-1])
-    straight = settings.straight and settings.window is None
+    windows = picture_scores(model, image, text, settings, plain=plain)
     colours = neighbour_weights(image) if settings.refine else None
     near = pamr_weights(image, size) if settings.pamr else None
 
     def maps(names: Sequence[int]) -> Tensor:
-        if colours is None:
-            part = name_maps(windows, names, size, straight=straight)
+        if settings.straight and settings.window is None and colours is None:
+            part = upsample(windows.scores[0][:, list(names)], windows.grid, size)
+        elif settings.pad and settings.window is not None:
+            part = padded_maps(windows, names, model.network.config.image.patch)
         else:
-            part = name_maps(windows, names, input_size)
+            part = window_maps(windows, names)
+        if colours is not None:
             part = refine(part, colours, steps=settings.refine)
-            part = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
+        part = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
         if near is not None:
             part = refine(part, near, distances=PAMR_DISTANCES, steps=settings.pamr)
         return part
 
-    pixels = max(size[0] * size[1], input_size[0] * input_size[1])
+    pixels = max(size[0] * size[1], image.shape[-2] * image.shape[-1])
     return label_chunks(
         maps,
         groups,
