@@ -17,7 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from published import WRITERS, make, save
+from published import CONTEXT_NUMBERS, WRITERS, list_name, make, save
 
 import gem_lite
 from gem_lite.tools.cli import main
@@ -25,6 +25,7 @@ from gem_lite.tools.commands import evaluate as command
 from gem_lite.tools.commands import model as model_options
 from gem_lite.tools.evaluation import evaluate as evaluation
 from gem_lite.tools.evaluation import run as running
+from gem_lite.tools.evaluation.datasets import open_set
 from gem_lite.tools.quality.scenes import Sprites, scenes
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("dataset", "raw"),
     [*((name, False) for name in WRITERS), ("stuff171", True), ("coco_object", True)]
-    + [("cityscapes", True)],
+    + [("cityscapes", True), ("context60", True)],
 )
 def test_published_layouts(dataset: str, raw: bool, run: Run, tmp_path: Path) -> None:
     """The reported mIoU is that of the saved predictions, and GEM's is far above plain CLIP's."""
@@ -110,6 +111,77 @@ def test_published_layouts(dataset: str, raw: bool, run: Run, tmp_path: Path) ->
     gem, plain = seen["gem"], seen["plain"]
     assert gem["pixel_accuracy"] > plain["pixel_accuracy"] + 0.07
     assert gem["miou"] > 1.8 * plain["miou"] + 0.005
+
+
+def test_pascal_context_as_published(tmp_path: Path) -> None:
+    """One JSON file of run lengths, or .mat files of 459 classes: the same labels as the PNGs."""
+    for kind in ("png", "json", "mat"):
+        (tmp_path / kind).mkdir()
+        make("context60", tmp_path / kind / "data", raw=kind == "json", count=2)
+    base = tmp_path / "mat" / "data" / "VOC2010"
+    expected = {}
+    for item in open_set("context60", tmp_path / "png" / "data").items:
+        expected[item.name] = np.asarray(Image.open(item.labels))
+        assert set(np.unique(expected[item.name])) - {0}
+    data = open_set("context60", tmp_path / "json" / "data")
+    assert {item.name for item in data.items} == set(expected)
+    for item in data.items:
+        assert np.array_equal(data.truth(item), expected[item.name])
+    scipy_io = pytest.importorskip("scipy.io", reason="scipy reads .mat files; the context extra")
+    shutil.rmtree(base / "SegmentationClassContext")
+    shutil.rmtree(base / "ImageSets")
+    list_name(base / "ImageSets" / "Main" / "val.txt", "2008_999999")  # has no labels of Context
+    (base / "trainval").mkdir()
+    for name, labels in expected.items():
+        stored = np.array([1, *CONTEXT_NUMBERS], dtype=np.uint16)[labels]  # 1: an infrequent class
+        scipy_io.savemat(base / "trainval" / f"{name}.mat", {"LabelMap": stored})
+        list_name(base / "ImageSets" / "Main" / "val.txt", name)
+    data = open_set("context60", tmp_path / "mat" / "data")
+    for item in data.items:
+        assert np.array_equal(data.truth(item), expected[item.name])
+    (base / "trainval" / f"{name}.mat").write_bytes(b"MATLAB 5.0 and nothing more")
+    with pytest.raises(ValueError, match=rf"{name}.mat cannot be read as a .mat file"):
+        [data.truth(item) for item in data.items]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-9], "is not Pascal Context's trainval_merged.json"),
+        (lambda text: text.replace('"phase"', '"fase"'), "is not Pascal Context's"),
+        (lambda text: text.replace('"height": 1', '"height": 9'), "an area does not fit 9"),
+        (lambda text: text.replace('"category_id": ', '"category_id": 9'), "from 0 to 459"),
+        (lambda text: text.replace('"val"', '"test"'), "there are no labels of the split val"),
+    ],
+)
+def test_a_damaged_pascal_context(
+    change: Callable[[str], str], message: str, tmp_path: Path
+) -> None:
+    make("context60", tmp_path / "data", raw=True, count=1)
+    merged = tmp_path / "data" / "VOC2010" / "trainval_merged.json"
+    merged.write_text(change(merged.read_text()))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        data = open_set("context60", tmp_path / "data")
+        [data.truth(item) for item in data.items]
+
+
+@pytest.mark.parametrize("pictures", ["val2017", "images/val2017"])
+@pytest.mark.parametrize("labels", ["val2017", "stuffthingmaps/val2017", "annotations/val2017"])
+def test_the_archives_of_coco_wherever_they_are_unpacked(
+    pictures: str, labels: str, tmp_path: Path
+) -> None:
+    made = make("stuff171", tmp_path / "data", raw=True, count=2)
+    for old, new in (("images/val2017", pictures), ("annotations/val2017", labels)):
+        for path in list((made.root / old).iterdir()):
+            (made.root / new).mkdir(parents=True, exist_ok=True)
+            path.rename(made.root / new / path.name)
+    for old in ("images", "annotations"):
+        if not any((made.root / old).rglob("*.*")):
+            shutil.rmtree(made.root / old)
+    data = open_set("stuff171", made.root)
+    for item in data.items:
+        truth = np.where(data.truth(item) < 0, 0, data.truth(item))
+        assert np.array_equal(truth, made.truth[item.name])
 
 
 @pytest.fixture(scope="module")
@@ -262,14 +334,25 @@ def test_a_partial_file_of_another_run_is_not_mixed_in(
         ),
     )
     assert run(*arguments)[0] == 130
+    key_of_all = key_of(tmp_path / "out")
     monkeypatch.setattr(evaluation, "pixel_task", load)
     code, _, err = run(*arguments, "--scale", "20")
     assert code == 2 and "of a run with another settings; give another --output" in err
     assert len(err.splitlines()) == 1
     assert run(*arguments, "--scale", "20", "--restart")[0] == 0
-    (tmp_path / "out" / "partial-0.npz").write_bytes(b"nonsense")
+    partial = tmp_path / "out" / "partial-0.npz"
+    partial.write_bytes(b"nonsense")
     code, _, err = run(*arguments)
     assert code == 2 and "cannot be read" in err and "--restart" in err
+    counts, done = np.zeros((7, 7), dtype=np.int64), np.array(["picture 0"])
+    for key in ("no json", "[1, 2]", "17", "[" * 100_000):
+        np.savez_compressed(partial, counts=counts, done=done, key=key)
+        code, _, err = run(*arguments)
+        assert code == 2 and "partial-0.npz has a key that is not a JSON object" in err
+        assert len(err.splitlines()) == 1
+    np.savez_compressed(partial, counts=counts[:3], done=done, key=key_of_all)
+    code, _, err = run(*arguments)
+    assert code == 2 and "has counts torch.int64 [3, 7]; expected torch.int64 [7, 7]" in err
 
 
 # ---- mistakes
@@ -351,7 +434,7 @@ def test_the_model_by_default(
     asked = []
 
     def create(*arguments: Any, **options: Any) -> tuple[Any, Any]:
-        asked.append(arguments)
+        asked.append(arguments[:2])
         return shared_model
 
     monkeypatch.setattr(command, "create_model_and_transforms", create)
