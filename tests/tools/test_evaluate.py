@@ -254,6 +254,47 @@ def test_every_knob_is_written_down_and_counts(run: Run, folder: Path, tmp_path:
     assert result_of(tmp_path / "other")["counts"] != result["counts"]
 
 
+def test_no_way_to_background_is_told(run: Run, folder: Path, tmp_path: Path) -> None:
+    arguments = ["--dataset", "folder", "--root", folder, "--limit", "1", "--output", tmp_path]
+    arguments += ["--protocol", "ours", "--short-side", "64", "--templates", "one"]
+    code, _, err = run(*arguments)
+    assert code == 0 and "neither a threshold nor a word for background" in err
+    for option in (["--threshold", "0.3"], ["--background", "background"], ["--zero", "ignored"]):
+        code, _, err = run(*arguments, *option, "--restart")
+        assert code == 0 and "neither" not in err
+
+
+def test_json(run: Run, folder: Path, tmp_path: Path) -> None:
+    """The files' content as one line, and nothing else on standard output."""
+    arguments = ["--dataset", "folder", "--root", folder, *QUICK, "--limit", "2"]
+    code, text, _ = run(*arguments, "--output", tmp_path, "--json")
+    assert code == 0 and len(text.splitlines()) == 1
+    printed = json.loads(text)
+    assert printed.pop("speed") == json.loads((tmp_path / "speed.json").read_text())
+    assert printed == result_of(tmp_path)
+    assert printed["method"] == "gem" and printed["method_settings"]["blocks"] > 0
+
+
+def test_methods_and_settings_of_gem(folder: Path, tmp_path: Path) -> None:
+    base = ["evaluate", "--dataset", "folder", "--root", str(folder), *QUICK, *MODEL]
+    base += ["--limit", "2", "--output"]
+    changes = {
+        "gem": ["--gem-depth", "3", "--ss-attn-iter", "3", "--ss-attn-temp", "9"],
+        "residual": ["--no-gem-residual"],
+        "sclip": ["--method", "sclip"],
+    }
+    results = {}
+    for name, options in changes.items():
+        assert main([*base, str(tmp_path / name), *options]) == 0
+        results[name] = result_of(tmp_path / name)
+    assert [results[name]["method"] for name in changes] == ["gem", "gem", "sclip"]
+    gem, residual = results["gem"]["method_settings"], results["residual"]["method_settings"]
+    assert (gem["blocks"], gem["iters"], gem["inv_temp"], gem["residual"]) == (2, 3, 9.0, True)
+    assert residual["residual"] is False
+    counts = [json.dumps(results[name]["counts"]) for name in changes]
+    assert len(set(counts)) == 3
+
+
 def test_text_is_encoded_once(
     run: Run, folder: Path, tmp_path: Path, shared_model: tuple[Any, Any], monkeypatch: Any
 ) -> None:
