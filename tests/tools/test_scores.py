@@ -175,6 +175,16 @@ def test_points_that_cannot_be_read(tmp_path: Path) -> None:
     listing.write_text(good.replace("0.1,0.2", "left,0.2"))
     with pytest.raises(ValueError, match="line 2: could not convert"):
         open_points(root)
+    listing.write_text(good.replace("0.1,0.2", "nan,0.2"))
+    with pytest.raises(ValueError, match=r"line 2: the point \(nan, 0.2\) lies outside"):
+        open_points(root)
+    listing.write_text(good.replace("0.1,0.2,", "0.1,"))
+    with pytest.raises(ValueError, match="line 2: zip"):
+        open_points(root)
+    for junk in (b'"' + 200_000 * b"x", b"ImageId,\xff\xfe\n"):
+        listing.write_bytes(junk)
+        with pytest.raises(ValueError, match="cannot be read as CSV"):
+            open_points(root)
     listing.write_text(good.replace("EstimatedYesNo", "Answer"))
     with pytest.raises(ValueError, match=r"no columns \['EstimatedYesNo'\]"):
         open_points(root)

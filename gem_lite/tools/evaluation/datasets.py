@@ -59,11 +59,11 @@ class SegmentationSet:
 def _picture_values(path: Path) -> NDArray[np.generic]:
     try:
         with Image.open(path) as stored:
-            if stored.mode not in ("P", "L", "1", "I;16", "I"):
-                raise ValueError(f"{path} has mode {stored.mode}; expected class numbers (P or L)")
-            values = np.asarray(stored)
-    except (OSError, SyntaxError) as error:
+            mode, values = stored.mode, np.asarray(stored)
+    except Exception as error:  # a damaged file breaks its decoder in every way there is
         raise ValueError(f"{path} cannot be read as a picture ({error})") from error
+    if mode not in ("P", "L", "1", "I;16", "I"):
+        raise ValueError(f"{path} has mode {mode}; expected class numbers (P or L)")
     if values.max(initial=0) > 255 or values.min(initial=0) < 0:
         raise ValueError(f"{path} holds values outside 0..255; expected class numbers")
     return values

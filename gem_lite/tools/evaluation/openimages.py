@@ -7,7 +7,7 @@ the points are summed; p-mIoU is given for all three ways.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,23 +59,35 @@ def open_points(root: Path, *, split: str = "val") -> PointSet:
                 f" {PAGE})",
                 _TREE,
             )
-    with open(descriptions, newline="", encoding="utf-8") as file:
-        names = {row[0]: row[1] for row in csv.reader(file) if len(row) >= 2}
+    names = {row[0]: row[1] for _, row in _lines(descriptions) if len(row) >= 2}
+    lines = _lines(listing)
+    _, head = next(lines, (0, []))
+    if missing := set(_COLUMNS) - set(head):
+        raise ValueError(f"{listing} has no columns {sorted(missing)}; expected {_COLUMNS}")
     by_image: dict[str, dict[str, list[tuple[float, float, bool]]]] = {}
-    with open(listing, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if missing := set(_COLUMNS) - set(reader.fieldnames or ()):
-            raise ValueError(f"{listing} has no columns {sorted(missing)}; expected {_COLUMNS}")
-        for row in reader:
-            answer = row["EstimatedYesNo"].strip().lower()
-            if answer in ("yes", "no"):
-                labels = by_image.setdefault(row["ImageId"], {})
-                try:
-                    x, y = float(row["X"]), float(row["Y"])
-                except ValueError as error:
-                    raise ValueError(f"{listing}, line {reader.line_num}: {error}") from error
-                labels.setdefault(row["Label"], []).append((x, y, answer == "yes"))
+    for number, row in lines:
+        try:
+            entry = dict(zip(head, row, strict=True))
+            x, y = float(entry["X"]), float(entry["Y"])
+            if not (0 <= x <= 1 and 0 <= y <= 1):
+                raise ValueError(f"the point ({x}, {y}) lies outside the picture, 0 to 1")
+        except ValueError as error:
+            raise ValueError(f"{listing}, line {number}: {error}") from error
+        answer = entry["EstimatedYesNo"].strip().lower()
+        if answer in ("yes", "no"):
+            labels = by_image.setdefault(entry["ImageId"], {})
+            labels.setdefault(entry["Label"], []).append((x, y, answer == "yes"))
     return _point_set(by_image, names, pictures)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV file that are not empty, with their numbers."""
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        try:
+            yield from ((reader.line_num, row) for row in reader if row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read as CSV ({error})") from error
 
 
 def _point_set(

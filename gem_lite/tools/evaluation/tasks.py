@@ -104,7 +104,7 @@ def load_picture(path: Path, settings: Settings) -> Loaded:
     try:
         with Image.open(path) as picture:
             return resized(picture, settings), (picture.height, picture.width)
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # a damaged file breaks its decoder in every way there is
         raise ValueError(f"{path} cannot be read as a picture ({error})") from error
 
 
