@@ -20,8 +20,8 @@ from PIL import Image
 from published import CONTEXT_NUMBERS, WRITERS, list_name, make, save
 
 import gem_lite
+from gem_lite import factory
 from gem_lite.tools.cli import main
-from gem_lite.tools.commands import evaluate as command
 from gem_lite.tools.commands import model as model_options
 from gem_lite.tools.evaluation import evaluate as evaluation
 from gem_lite.tools.evaluation import run as running
@@ -48,7 +48,7 @@ def run(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, str, str]]:
     """The command in this process, with one model for all tests: exit code, stdout, stderr."""
-    monkeypatch.setattr(command, "create_model_and_transforms", lambda *a, **k: shared_model)
+    monkeypatch.setattr(factory, "create_model_and_transforms", lambda *a, **k: shared_model)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code = main(["evaluate", *map(str, arguments), *MODEL])
@@ -478,7 +478,7 @@ def test_the_model_by_default(
         asked.append(arguments[:2])
         return shared_model
 
-    monkeypatch.setattr(command, "create_model_and_transforms", create)
+    monkeypatch.setattr(factory, "create_model_and_transforms", create)
     monkeypatch.setattr(model_options, "find_file", lambda row: Path("x") if here else None)
     arguments = ["evaluate", "--dataset", "folder", "--root", str(folder), *QUICK, "--limit", "1"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0

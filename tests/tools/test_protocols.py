@@ -19,6 +19,7 @@ from published import NAMES_FILES, make
 from small import small_model
 from torch import Tensor
 
+from gem_lite import factory
 from gem_lite.predictor import GEMPredictor
 from gem_lite.tools.cli import main
 from gem_lite.tools.commands import evaluate as command
@@ -187,7 +188,7 @@ Check = Callable[[str, str], tuple[float, float, float]]
 @pytest.fixture
 def check(model: GEMPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     """Agreement of pixels, their mIoU as reported, and as counted here."""
-    monkeypatch.setattr(command, "create_model_and_transforms", lambda *a, **k: (model, None))
+    monkeypatch.setattr(factory, "create_model_and_transforms", lambda *a, **k: (model, None))
 
     def run(protocol: str, dataset: str) -> tuple[float, float, float]:
         made = make(dataset, tmp_path / "data", count=2, seed=5)

@@ -12,8 +12,9 @@ from published import save
 from torchmetrics import JaccardIndex
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from gem_lite.tools.evaluation.confusion import IGNORED, confusion, scores
+from gem_lite.tools.evaluation.confusion import confusion, scores
 from gem_lite.tools.evaluation.datasets import LayoutError
+from gem_lite.tools.evaluation.layouts import IGNORED
 from gem_lite.tools.evaluation.names import DATA, read_names, shipped
 from gem_lite.tools.evaluation.openimages import open_points, point_counts, point_scores
 from gem_lite.tools.evaluation.progress import duration

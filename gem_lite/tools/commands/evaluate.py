@@ -1,25 +1,23 @@
 """`gem-lite evaluate`: mIoU on the field's data sets."""
 
+from __future__ import annotations
+
 import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...factory import DTYPES, create_model_and_transforms
-from ...method.methods import methods
-from ...predictor import GEMPredictor
-from ..evaluation import report
-from ..evaluation.datasets import LayoutError, SegmentationSet, open_folder, open_set
-from ..evaluation.evaluate import evaluate
 from ..evaluation.layouts import LAYOUTS
 from ..evaluation.names import read_lines, read_names, shipped
-from ..evaluation.openimages import PointSet, open_points
-from ..evaluation.progress import Progress
 from ..evaluation.protocols import ONE_TEMPLATE, PROTOCOLS, Settings, settings_for
-from ..ranks import rank_device, this_rank
 from .console import say, say_json, tell
 from .model import BEST, add_gem_arguments, chosen_model
+
+if TYPE_CHECKING:
+    from ...predictor import GEMPredictor
+    from ..evaluation.datasets import SegmentationSet
+    from ..evaluation.openimages import PointSet
 
 HELP = "score a model on the field's data sets (mIoU), under the papers' protocols"
 EXAMPLES = """\
@@ -60,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", help="tag or weight file; default: the model's first tag")
     parser.add_argument(
         "--precision",
-        choices=list(DTYPES),
+        choices=("fp32", "fp16", "bf16"),
         default="fp32",
         help="of the network (default: %(default)s; ClearCLIP's numbers are of fp16)",
     )
@@ -77,9 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-every", type=float, default=10.0, metavar="SECONDS", help=argparse.SUPPRESS
     )
-    parser.add_argument(
-        "--method", help=f"how maps are made: {', '.join(each.name for each in methods())}"
-    )
+    parser.add_argument("--method", help="how maps are made: gem, clip_surgery, naclip, ...")
     add_gem_arguments(parser)
     knobs = parser.add_argument_group("protocol, and changes to it")
     knobs.add_argument(
@@ -116,6 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table (or JSON), write the files."""
+    from ..evaluation import report
+    from ..evaluation.datasets import LayoutError, SegmentationSet
+    from ..evaluation.evaluate import evaluate
+    from ..evaluation.progress import Progress
+    from ..ranks import rank_device, this_rank
+
     rank = this_rank()
     device = rank_device(args.device, rank)
     args.protocol = args.protocol or ("gem" if args.dataset == "openimages" else "sclip")
@@ -195,6 +197,8 @@ def _stop(number: int, frame: object) -> None:
 
 def load_model(args: argparse.Namespace, device: str) -> GEMPredictor:
     """The model that the options ask for."""
+    from ...factory import create_model_and_transforms
+
     name, tag = chosen_model(args, fetch=True)
     model, _ = create_model_and_transforms(
         name,
@@ -213,6 +217,9 @@ def load_model(args: argparse.Namespace, device: str) -> GEMPredictor:
 
 def opened(args: argparse.Namespace, settings: Settings) -> SegmentationSet | PointSet:
     """The data set that the options ask for."""
+    from ..evaluation.datasets import open_folder, open_set
+    from ..evaluation.openimages import open_points
+
     if not args.root.is_dir():
         raise FileNotFoundError(f"--root {args.root}: there is no such folder")
     if args.dataset == "openimages":
@@ -274,7 +281,7 @@ def _folders(args: argparse.Namespace, data: SegmentationSet | PointSet) -> Path
     args.output.mkdir(parents=True, exist_ok=True)
     if not args.save_predictions:
         return None
-    if isinstance(data, PointSet):
+    if args.dataset == "openimages":
         raise ValueError("--save-predictions has nothing to save for points")
     if len(data.classes) > 255:
         raise ValueError(f"--save-predictions: {len(data.classes)} classes; a PNG has room for 255")

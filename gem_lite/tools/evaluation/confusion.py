@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IGNORED = -1
-
 
 def confusion(truth: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Pixels counted by (true class, predicted class): int64 [classes, classes].

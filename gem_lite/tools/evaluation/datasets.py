@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .confusion import IGNORED
-from .layouts import LAYOUTS, UNKNOWN, Item, Table, counted
+from .layouts import IGNORED, LAYOUTS, UNKNOWN, Item, Table, counted
 from .names import read_names, shipped
 
 

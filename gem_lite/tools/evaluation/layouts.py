@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .confusion import IGNORED
 from .context import json_labels, mat_labels
 
 Table = NDArray[np.int16]  # [256]: label for each value of a stored picture
+IGNORED = -1  # of a pixel that is not counted
 UNKNOWN = -2  # of a value that must not occur
 
 
