@@ -57,7 +57,8 @@ ORDER: dict[str, list[str]] = {
     ],
     "pictures": ["transform", "opening", "overlays", "labels", "boxes"],
     "tools": [
-        *("ranks", "demo", "quality.sprites", "quality.scenes", "quality.measure"),
+        *("ranks", "demo", "settings", "quality.sprites", "quality.scenes", "quality.measure"),
+        *("quality.controls", "quality.compare"),
         *("evaluation.confusion", "evaluation.names", "evaluation.context", "evaluation.layouts"),
         *("evaluation.datasets", "evaluation.openimages", "evaluation.progress"),
         *("evaluation.protocols", "evaluation.report", "evaluation.run", "evaluation.resize"),
