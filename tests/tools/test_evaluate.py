@@ -26,6 +26,7 @@ from gem_lite.tools.commands import model as model_options
 from gem_lite.tools.evaluation import evaluate as evaluation
 from gem_lite.tools.evaluation import run as running
 from gem_lite.tools.evaluation.datasets import open_set
+from gem_lite.tools.quality.controls import CONTROLS
 from gem_lite.tools.quality.scenes import Sprites, scenes
 
 ROOT = Path(__file__).parents[2]
@@ -282,17 +283,40 @@ def test_methods_and_settings_of_gem(folder: Path, tmp_path: Path) -> None:
         "gem": ["--gem-depth", "3", "--ss-attn-iter", "3", "--ss-attn-temp", "9"],
         "residual": ["--no-gem-residual"],
         "sclip": ["--method", "sclip"],
+        "naclip": ["--method", "naclip:std=3"],
     }
     results = {}
     for name, options in changes.items():
         assert main([*base, str(tmp_path / name), *options]) == 0
         results[name] = result_of(tmp_path / name)
-    assert [results[name]["method"] for name in changes] == ["gem", "gem", "sclip"]
+    assert [results[name]["method"] for name in changes] == ["gem", "gem", "sclip", "naclip"]
     gem, residual = results["gem"]["method_settings"], results["residual"]["method_settings"]
     assert (gem["blocks"], gem["iters"], gem["inv_temp"], gem["residual"]) == (2, 3, 9.0, True)
     assert residual["residual"] is False
     counts = [json.dumps(results[name]["counts"]) for name in changes]
-    assert len(set(counts)) == 3
+    assert results["naclip"]["method_settings"]["std"] == 3 and len(set(counts)) == 4
+
+
+def test_controls(run: Run, folder: Path, tmp_path: Path) -> None:
+    """GEM's own maps score well above each; the labels are those that the control stands for."""
+    base = ["--dataset", "folder", "--root", folder, *QUICK, "--save-predictions"]
+    assert run(*base, "--output", tmp_path / "gem")[0] == 0
+    gem = result_of(tmp_path / "gem")
+    for control in CONTROLS:
+        assert run(*base, "--output", tmp_path / control, "--control", control)[0] == 0
+        result = result_of(tmp_path / control)
+        assert result["control"] == control and gem["control"] is None
+        assert gem["miou"] > result["miou"] + 0.1
+    for path in (tmp_path / "gem" / "predictions").iterdir():
+        number = int(path.stem.split()[1])
+        own = np.asarray(Image.open(path))
+        shifted = np.where(own > 0, (own - 1 + 1 + number % 5) % 6 + 1, 0)
+        assert np.array_equal(
+            np.asarray(Image.open(tmp_path / "word" / "predictions" / path.name)), shifted
+        )
+        middle = np.asarray(Image.open(tmp_path / "centre" / "predictions" / path.name))
+        assert len(np.unique(middle)) == 2 and middle[0, 0] == 0 < middle[50, 64]
+        assert 0.7 < (middle > 0).mean() < 0.9  # 1 - (y^2 + x^2) / 2 above a half: pi / 4
 
 
 def test_text_is_encoded_once(

@@ -161,6 +161,13 @@ def test_points_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     result = json.loads(text)
     assert result["protocol"] == "gem" and np.shape(result["counts"]) == (3, 4)
     assert all(0 <= result[f"p_miou{way}"] <= 1 for way in ("", "_by_picture", "_pooled"))
+    scores = {json.dumps(result["counts"])}
+    for control in ("word", "subject", "brightness", "centre"):
+        assert main([*arguments, "--control", control]) == 0
+        controlled = json.loads((tmp_path / "out" / "result.json").read_text())
+        assert np.sum(controlled["counts"]) == np.sum(result["counts"])
+        scores.add(json.dumps(controlled["counts"]))
+    assert len(scores) > 1
     for option in (["--window", "224"], ["--flip"], ["--threshold", "0.5"], ["--scale", "9"]):
         assert main([*arguments, *option]) == 2
         assert f"{option[0]}: not used for openimages" in capsys.readouterr().err

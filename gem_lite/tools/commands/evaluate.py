@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.layouts import LAYOUTS
-from ..evaluation.names import read_lines, read_names, shipped
-from ..evaluation.protocols import ONE_TEMPLATE, PROTOCOLS, Settings, settings_for
+from ..evaluation.names import read_names
+from ..settings import parsed_method
 from .console import say, say_json, tell
 from .model import BEST, add_gem_arguments, chosen_model
+from .protocol import add_protocol_arguments, chosen_settings
 
 if TYPE_CHECKING:
     from ...predictor import GEMPredictor
     from ..evaluation.datasets import SegmentationSet
     from ..evaluation.openimages import PointSet
+    from ..evaluation.protocols import Settings
 
 HELP = "score a model on the field's data sets (mIoU), under the papers' protocols"
 EXAMPLES = """\
@@ -25,12 +27,6 @@ gem-lite evaluate --dataset voc21 --root VOCdevkit --protocol clearclip
 gem-lite evaluate --dataset folder --root photos --protocol gem --limit 100
 """
 STOPPED = 128 + signal.SIGTERM  # exit code of a program that SIGTERM ended
-WORDINGS = {"own": "ours", "sclip": "sclip", "clearclip": "clearclip"}  # and whose protocol has it
-# What a data set of points does not use: maps of one window, no choice between classes.
-PIXELS_ONLY = (
-    *("window", "stride", "pad", "flip", "refine", "pamr", "scale", "threshold", "background"),
-    *("rival_names", "min_area", "wording", "names"),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,39 +71,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-every", type=float, default=10.0, metavar="SECONDS", help=argparse.SUPPRESS
     )
-    parser.add_argument("--method", help="how maps are made: gem, clip_surgery, naclip, ...")
+    parser.add_argument(
+        "--method",
+        metavar="NAME[:SETTING=VALUE,...]",
+        help="how maps are made: gem, clip_surgery, naclip:std=3, ... (default: the weight file's)",
+    )
+    parser.add_argument(
+        "--control",
+        choices=("word", "subject", "brightness", "centre"),
+        help="score a map that knows nothing of the word instead: another class's word, 'the main"
+        " subject', how bright or how central a pixel is (these three: with CLIP's class for the"
+        " picture)",
+    )
     add_gem_arguments(parser)
-    knobs = parser.add_argument_group("protocol, and changes to it")
-    knobs.add_argument(
-        "--protocol", choices=list(PROTOCOLS), help="default: sclip; gem for openimages"
-    )
-    knobs.add_argument("--short-side", type=int, help="0: squash to --square instead")
-    knobs.add_argument("--square", type=int, metavar="SIDE", help="squash pictures to this square")
-    knobs.add_argument(
-        "--resize",
-        choices=("opencv", "bicubic"),
-        help="bilinear on 8 bits, as the papers do; or bicubic with antialiasing, CLIP's own",
-    )
-    knobs.add_argument("--window", type=int, help="side in pixels; 0: the whole picture")
-    knobs.add_argument("--stride", type=int)
-    knobs.add_argument(
-        "--pad",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="windows to whole patches",
-    )
-    knobs.add_argument("--flip", action=argparse.BooleanOptionalAction, default=None)
-    knobs.add_argument(
-        "--refine", type=int, metavar="STEPS", help="edge refinement, this package's"
-    )
-    knobs.add_argument("--pamr", type=int, metavar="STEPS", help="edge refinement as in NACLIP")
-    knobs.add_argument("--templates", help="one, imagenet, or a file with a template a line")
-    knobs.add_argument("--scale", type=float)
-    knobs.add_argument("--threshold", type=float, help="0: no threshold")
-    knobs.add_argument("--background", nargs="*", metavar="WORD", help="words for background")
-    knobs.add_argument("--rival-names", action=argparse.BooleanOptionalAction, default=None)
-    knobs.add_argument("--min-area", type=float)
-    knobs.add_argument("--wording", choices=list(WORDINGS), help="of a known set's class names")
+    add_protocol_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,7 +97,6 @@ def run(args: argparse.Namespace) -> int:
 
     rank = this_rank()
     device = rank_device(args.device, rank)
-    args.protocol = args.protocol or ("gem" if args.dataset == "openimages" else "sclip")
     settings = chosen_settings(args)
     try:
         data = opened(args, settings)
@@ -159,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
             limit=args.limit,
             seed=args.seed,
             plain=args.plain,
+            control=args.control,
             predictions=predictions,
             restart=args.restart,
             save_every=args.save_every,
@@ -200,6 +177,7 @@ def load_model(args: argparse.Namespace, device: str) -> GEMPredictor:
     from ...factory import create_model_and_transforms
 
     name, tag = chosen_model(args, fetch=True)
+    method, settings = parsed_method(args.method) if args.method else (None, {})
     model, _ = create_model_and_transforms(
         name,
         tag,
@@ -210,7 +188,8 @@ def load_model(args: argparse.Namespace, device: str) -> GEMPredictor:
         device=device,
         gem_streams=args.gem_streams,
         gem_residual=False if args.no_gem_residual else None,
-        method=args.method,
+        method=method,
+        settings=settings,
     )
     return model
 
@@ -233,45 +212,6 @@ def opened(args: argparse.Namespace, settings: Settings) -> SegmentationSet | Po
         )
     data = open_set(args.dataset, args.root, split=args.split, names=settings.names)
     return data if args.names is None else data.renamed(read_names(args.names))
-
-
-def chosen_settings(args: argparse.Namespace) -> Settings:
-    """The protocol's settings with the changes that the options ask for."""
-    if args.dataset == "openimages":
-        unused = [name for name in PIXELS_ONLY if getattr(args, name) is not None]
-        if args.protocol not in ("gem", "ours"):
-            raise ValueError(f"--protocol {args.protocol} has no settings for openimages; use gem")
-        if unused:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-            raise ValueError(f"{options}: not used for openimages, whose points need no labels")
-    settings = settings_for(args.protocol, args.dataset)
-    changes: dict[str, Any] = {
-        name: value
-        for name in (
-            *("flip", "refine", "pamr", "scale", "rival_names", "min_area", "square", "resize"),
-            "pad",
-        )
-        if (value := getattr(args, name)) is not None
-    }
-    if args.square is not None:
-        changes["short_side"] = None
-    for name in ("short_side", "window", "stride", "threshold"):
-        if (value := getattr(args, name)) is not None:
-            changes[name] = value or None
-    for name in ("square", "short_side", "window", "stride", "refine", "pamr"):
-        if (value := changes.get(name)) is not None and value < 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; expected 0 or more")
-    if args.background is not None:
-        changes["background"] = tuple(args.background)
-    if args.templates is not None:
-        named = {"one": ONE_TEMPLATE, "imagenet": None}
-        path = shipped("templates-imagenet")
-        if args.templates not in named:
-            path = Path(args.templates)
-        changes["templates"] = named.get(args.templates) or read_lines(path)
-    if args.wording is not None:
-        changes["names"] = settings_for(WORDINGS[args.wording], args.dataset).names
-    return settings.changed(changes)
 
 
 def _folders(args: argparse.Namespace, data: SegmentationSet | PointSet) -> Path | None:

@@ -46,6 +46,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     plain: bool = False,
+    control: str | None = None,
     predictions: Path | None = None,
     restart: bool = False,
     save_every: float = 10.0,
@@ -54,8 +55,9 @@ def evaluate(
     """Evaluate, continuing what an earlier run left in `output`, and write the files there.
 
     about: what else the numbers depend on, written beside them. limit, seed: so many pictures,
-    drawn at random. plain: plain CLIP's maps. predictions: folder for the label maps. advance:
-    called with the numbers of pictures done and left. Raises ValueError, ConnectionError.
+    drawn at random. plain: plain CLIP's maps. control: what takes the place of each class's map.
+    predictions: folder for the label maps. advance: called with the numbers of pictures done and
+    left. Raises ValueError, ConnectionError.
     """
     chosen = chosen_items(len(data.items), limit, seed)
     about = {
@@ -72,14 +74,16 @@ def evaluate(
         "method": model.method.name,
         "method_settings": asdict(model.method),
         "plain": plain,
+        "control": control,
         "version": __version__,
     }
+    if control == "word" and len(data.classes) < 2:
+        raise ValueError("the control by another word needs a data set of at least two classes")
+    options: dict[str, Any] = {"chosen": chosen, "plain": plain, "control": control}
     if isinstance(data, SegmentationSet):
-        task = pixel_task(
-            model, data, settings, chosen=chosen, plain=plain, predictions=predictions
-        )
+        task = pixel_task(model, data, settings, predictions=predictions, **options)
     else:
-        task = point_task(model, data, settings, chosen=chosen, plain=plain)
+        task = point_task(model, data, settings, **options)
     fresh = 0  # pictures that this run has to do
 
     def counted(done: int, left: int) -> None:

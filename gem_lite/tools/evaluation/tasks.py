@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from ...pictures.labels import save_labels
 from ...pictures.transform import ImageTransform
 from ...predictor import GEMPredictor
+from ..quality.controls import SUBJECT, brightness, centre, other_class
 from .confusion import confusion
 from .datasets import SegmentationSet
 from .openimages import PointSet, point_counts
@@ -33,11 +35,13 @@ def pixel_task(
     *,
     chosen: Sequence[int],
     plain: bool = False,
+    control: str | None = None,
     predictions: Path | None = None,
 ) -> Task:
     """Confusion matrices [classes + 1, classes + 1] of the chosen pictures, at their own size.
 
-    plain: plain CLIP's maps. predictions: folder for the label maps, as palette PNGs.
+    plain: plain CLIP's maps. control: what takes the place of each class's map, one of CONTROLS.
+    predictions: folder for the label maps, as palette PNGs.
     """
     classes = len(data.classes)
     items = [data.items[index] for index in chosen]
@@ -59,8 +63,17 @@ def pixel_task(
                 f" picture {size[0]} x {size[1]}"
             )
         image = as_tensor(picture)
-        segmentation = label(model, image, text, groups, classes, settings, size, plain=plain)
-        labels = segmentation.labels[0].cpu()
+        if control in (None, "word"):
+            asked = groups
+            if control:  # each class's names count for another
+                asked = [k if k >= classes else other_class(k, classes, index) for k in groups]
+            result = label(model, image, text, asked, classes, settings, size, plain=plain)
+            labels = result.labels[0].cpu()
+        else:
+            region = control_map(model, picture, image, str(control), settings, plain=plain)
+            labels = region_labels(model, image, region, text, groups, classes, size)
+            if not data.background:
+                labels = labels.amax().expand(size)
         if predictions is not None:
             save_labels(labels, predictions / f"{items[index].name}.png")
         return confusion(truth, labels, classes + 1)
@@ -75,6 +88,7 @@ def point_task(
     *,
     chosen: Sequence[int],
     plain: bool = False,
+    control: str | None = None,
 ) -> Task:
     """Counts of points [classes asked for in each picture, 4], one picture after another."""
     items = [data.items[index] for index in chosen]
@@ -87,13 +101,56 @@ def point_task(
     def score(index: int, loaded: Loaded) -> Tensor:
         image, item = as_tensor(loaded[0]), items[index]
         with torch.no_grad():
-            words = [data.classes[each] for each in item.classes]
-            maps = model(image, words, return_ori=plain, templates=settings.templates)
+            asked = item.classes
+            if control == "word":
+                asked = tuple(other_class(each, len(data.classes), index) for each in asked)
+            if control in (None, "word"):
+                words = [data.classes[each] for each in asked]
+                maps = model(image, words, return_ori=plain, templates=settings.templates)
+            else:
+                region = control_map(model, loaded[0], image, str(control), settings, plain=plain)
+                maps = region.expand(1, len(asked), -1, -1)
         counts = torch.zeros(starts[-1], 4, dtype=torch.int64)
         counts[starts[index] : starts[index + 1]] = point_counts(maps[0].cpu(), item)
         return counts
 
     return Task(tuple(item.name for item in items), (starts[-1], 4), load, score)
+
+
+@torch.no_grad()
+def control_map(
+    model: GEMPredictor,
+    picture: Image.Image,
+    image: Tensor,
+    control: str,
+    settings: Settings,
+    *,
+    plain: bool = False,
+) -> Tensor:
+    """The map [h, w] in [0, 1] that a control puts in the place of every class's."""
+    if control == "brightness":
+        return brightness(np.asarray(picture))
+    if control == "centre":
+        return centre(image.shape[-2], image.shape[-1])
+    return model(image, [SUBJECT], return_ori=plain, templates=settings.templates)[0, 0].cpu()
+
+
+@torch.no_grad()
+def region_labels(
+    model: GEMPredictor,
+    image: Tensor,
+    region: Tensor,
+    text: Tensor,
+    groups: Sequence[int],
+    classes: int,
+    size: tuple[int, int],
+) -> Tensor:
+    """Labels [h, w] of a control: the class that CLIP gives the picture, where the map is high."""
+    probs = model.classify(image, text)[0].cpu()
+    names = [name for name, group in enumerate(groups) if group < classes]
+    best = groups[names[int(probs[names].argmax())]]
+    whole = F.interpolate(region[None, None], size=size, mode="bilinear", align_corners=False)
+    return torch.where(whole[0, 0] >= 0.5, best + 1, 0)
 
 
 def load_picture(path: Path, settings: Settings) -> Loaded:
