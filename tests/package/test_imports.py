@@ -64,15 +64,10 @@ ORDER: dict[str, list[str]] = {
         *("evaluation.protocols", "evaluation.report", "evaluation.run", "evaluation.resize"),
         *("evaluation.stages", "evaluation.tasks", "evaluation.evaluate"),
         *("app.engine", "app.server"),
-        *(
-            "commands.console",
-            "commands.inputs",
-            "commands.words",
-            "commands.model",
-            "commands.protocol",
-        ),
-        *("commands.app", "commands.convert", "commands.demo", "commands.evaluate"),
-        *("commands.heatmap", "commands.models", "commands.quality", "commands.segment", "cli"),
+        *("commands.console", "commands.inputs", "commands.words", "commands.model"),
+        *("commands.protocol", "commands.app", "commands.convert", "commands.demo"),
+        *("commands.evaluate", "commands.heatmap", "commands.models", "commands.quality"),
+        *("commands.segment", "cli"),
     ],
 }
 READ_ONLY = {"torch.backends.cpu.get_cpu_capability"}
