@@ -1,24 +1,25 @@
-"""`gem-lite bench-quality`: GEM settings scored on labelled collages."""
+"""`gem-lite bench-quality`: methods and settings scored on labelled collages."""
+
+from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ...method.methods import methods
-from ...predictor import GEMPredictor
-from ..quality.compare import as_json, as_markdown, compare, explained
-from ..quality.measure import figures, report
-from ..quality.scenes import scenes
-from ..quality.sprites import Sprites
 from ..settings import parsed_method
 from .console import Progress, say, say_json
 from .model import SHIPPED, add_model_arguments, load_model
 
-HELP = "score GEM settings on labelled collages with a known truth"
+if TYPE_CHECKING:
+    from ...predictor import GEMPredictor
+
+HELP = "score methods and settings on labelled collages with a known truth"
 EXAMPLES = """\
 gem-lite bench-quality --count 8
 gem-lite bench-quality --count 8 --gem-depth 5 --ss-attn-temp adaptive --json
+gem-lite bench-quality --count 8 --method gem naclip:std=3 clearclip
 """
 
 # The few drawings that a checkout carries for this.
@@ -49,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table of figures, or all of it as JSON."""
+    from ..quality.compare import as_json, as_markdown, compare, explained
+    from ..quality.measure import figures, report
+    from ..quality.scenes import scenes
+    from ..quality.sprites import Sprites
+
     places = [args.sprites] if args.sprites else SPRITES
     path = next((place for place in places if place.is_file()), None)
     if path is None:
@@ -112,6 +118,8 @@ def chosen_methods(model: GEMPredictor, texts: Sequence[str]) -> dict[str, GEMPr
 
     "gem" without settings is the model's own method where that is GEM. Raises ValueError.
     """
+    from ...method.methods import methods
+
     if "all" in texts:
         texts = [*(text for text in texts if text != "all"), *(each.name for each in methods())]
     chosen = {}
