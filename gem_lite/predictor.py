@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import fast, prompts
-from .checkpoints.ours import Header
+from .checkpoints.header import Header
 from .inference import call_kernels, encode_images
 from .method.base import Method
 from .method.checks import MapSize, checked_images, map_size

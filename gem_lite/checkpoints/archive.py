@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 LARGEST_GROWTH, SLACK = 4, 1 << 24  # times a file's size, and bytes, that it may claim to hold
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # said of the disk that is written to
+CLIP_ANCHOR = "visual.conv1.weight"
+HUGGINGFACE_ANCHOR = "vision_model.embeddings.patch_embedding.weight"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of the disk that is written to
 
 
 class Record:
@@ -45,10 +47,10 @@ def is_torchscript(path: Path) -> bool:
         raise _damaged(path, error) from error
 
 
-def load_pickle(path: Path) -> Any:
-    """What `torch.save` wrote to the file: tensors, numbers, strings, lists and dicts of them.
+def load_pickle(path: Path) -> Mapping[str, Tensor]:
+    """The state dict of a CLIP in a file of `torch.save`, at its top or inside other entries.
 
-    Raises ValueError for a damaged file, or one that holds anything that is not plain data.
+    Raises ValueError for a file that is damaged, holds anything that is not plain data, or no CLIP.
     """
     with path.open("rb") as file:
         start = file.read(24)
@@ -58,7 +60,7 @@ def load_pickle(path: Path) -> Any:
         _check_claims(path)
     elif not start.startswith(b"\x80"):  # the first byte of every pickle that torch.save writes
         raise ValueError(
-            f"{path} is no checkpoint: it begins with {start!r}; expected safetensors, or a file"
+            f"{path} is not a checkpoint: it begins with {start!r}; expected safetensors, or a file"
             " of torch.save or torch.jit.save. If it was fetched, fetch it again"
         )
     scalar = np.float64(0).__reduce__()[0]
@@ -70,10 +72,10 @@ def load_pickle(path: Path) -> Any:
         (_codecs.encode, "_codecs.encode"),
         argparse.Namespace,
     ]
-    return _load(path, path, allowed)
+    return _plain(_find_state_dict(_load(path, path, allowed), path), path)
 
 
-def load_torchscript(path: Path) -> dict[str, Tensor]:
+def load_torchscript(path: Path) -> Mapping[str, Tensor]:
     """Parameters and buffers of a TorchScript archive, under their state-dict names.
 
     Needs as much space in the temporary folder as the archive takes.
@@ -96,7 +98,7 @@ def load_torchscript(path: Path) -> dict[str, Tensor]:
     if not isinstance(root, Record):
         raise _damaged(path, f"a {type(root).__name__} stands where its module should be")
     try:
-        return dict(_tensors(root, ""))
+        return _plain(dict(_tensors(root, "")), path)
     except RecursionError as error:
         raise _damaged(path, "a module in it contains itself") from error
 
@@ -104,7 +106,7 @@ def load_torchscript(path: Path) -> dict[str, Tensor]:
 def _is_zip(path: Path) -> bool:
     try:
         return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile as error:  # said of the parts of an archive in several files
+    except zipfile.BadZipFile as error:  # an archive in several files
         raise _damaged(path, error) from error
 
 
@@ -184,3 +186,54 @@ def _tensors(record: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
             yield prefix + name, value.detach()
         elif isinstance(value, Record):
             yield from _tensors(value, f"{prefix}{name}.")
+
+
+def _plain(raw: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """The tensors, all of them ordinary, in memory, and together no larger than the file allows.
+
+    A pickle can say that a tensor of any shape is the same few bytes read again and again.
+    """
+    for name, tensor in raw.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError(
+                f"{path}: {name} is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device};"
+                " expected a plain one, with numbers"
+            )
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in raw.values())
+    size = path.stat().st_size
+    if claimed > LARGEST_GROWTH * size + SLACK:
+        raise ValueError(
+            f"{path} has {size} bytes, but its tensors claim {claimed}; it is damaged or hostile"
+        )
+    return raw
+
+
+def _find_state_dict(loaded: Any, path: Path) -> Mapping[str, Tensor]:
+    """The mapping with the weights in it, at the top or inside other entries."""
+    level = [("", loaded)]
+    for _ in range(4):
+        models = [
+            (name, entries)
+            for name, entries in level
+            if isinstance(entries, Mapping)
+            and any(str(key).endswith((CLIP_ANCHOR, HUGGINGFACE_ANCHOR)) for key in entries)
+        ]
+        if models:
+            names = [name for name, _ in models]
+            if len(models) > 1 and names.count("state_dict") != 1:
+                raise ValueError(
+                    f"{path} holds several models, under the entries {names}; save only one"
+                )
+            entries = dict(models).get("state_dict", models[0][1])
+            return {str(key): value for key, value in entries.items() if isinstance(value, Tensor)}
+        level = [
+            (str(name), entries)
+            for _, outer in level
+            if isinstance(outer, Mapping)
+            for name, entries in outer.items()
+        ]
+    top = ", ".join(map(str, list(loaded)[:8])) if isinstance(loaded, Mapping) else type(loaded)
+    raise ValueError(
+        f"{path} holds no CLIP state dict: no entry ends in {CLIP_ANCHOR!r} or"
+        f" {HUGGINGFACE_ANCHOR!r}; its entries: {top}"
+    )

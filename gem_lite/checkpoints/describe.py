@@ -8,6 +8,8 @@ from pathlib import Path
 from ..method.config import OPENAI_MEAN, OPENAI_STD, Activation
 from ..method.methods.gem import GEMConfig
 from .convert import convert, resolve_config
+from .files import exclusive
+from .header import Header
 from .known import (
     Pretrained,
     cache_folder,
@@ -18,9 +20,7 @@ from .known import (
     known_row,
     row_by_hash,
 )
-from .lock import exclusive
 from .others import Source, read_source
-from .ours import Header
 
 DEFAULT_SIZE = 448  # GEM's input side for CLIPs trained at 224 to 336
 CHECKPOINT_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

@@ -14,6 +14,7 @@ from ..method.config import (
     Activation,
     fold_name,
     nearest,
+    split_name,
 )
 from .fetch import FetchError, download, hash_fits
 
@@ -179,11 +180,11 @@ def find_row(model_name: str, pretrained: str) -> Pretrained | None:
     needed, but one that contradicts the row raises ValueError.
     """
     _check_text(model_name, pretrained)
-    folded = fold_name(model_name)
+    folded, quickgelu = split_name(model_name)
     tag = _fold_tag(pretrained)
     for row in PRETRAINED:
-        if fold_name(row.model) == folded.removesuffix(QUICKGELU_SUFFIX) and tag in _tags(row):
-            if folded.endswith(QUICKGELU_SUFFIX) and row.activation == "gelu":
+        if fold_name(row.model) == folded and tag in _tags(row):
+            if quickgelu and row.activation == "gelu":
                 raise ValueError(
                     f"{model_name!r} asks for QuickGELU, but {row.tag!r} of {row.model!r} was "
                     f"trained with plain GELU: leave out {QUICKGELU_SUFFIX!r}"
@@ -198,8 +199,8 @@ def known_row(model_name: str, pretrained: str) -> Pretrained:
     if row is not None:
         return row
     pairs = available_models()
-    folded = fold_name(model_name).removesuffix(QUICKGELU_SUFFIX)
-    tags = [each.tag for each in PRETRAINED if fold_name(each.model) == folded]
+    folded, _ = split_name(model_name)
+    tags = [row.tag for row in PRETRAINED if fold_name(row.model) == folded]
     if tags:
         hint = f"tags of {model_name!r}: {', '.join(map(repr, tags))}"
     else:
@@ -261,7 +262,7 @@ def search_folders(cache_dir: str | os.PathLike[str] | None = None) -> list[Path
         folder = Path(chosen).expanduser()
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{WEIGHTS_VARIABLE} is set to {chosen!r}, which is no folder; "
+                f"{WEIGHTS_VARIABLE} is set to {chosen!r}, which is not a folder; "
                 "make it, or unset the variable"
             )
         folders.append(folder)

@@ -155,6 +155,12 @@ def fold_name(name: str) -> str:
     return name.lower().replace("/", "-").replace("@", "-").replace("336px", "336")
 
 
+def split_name(name: str) -> tuple[str, bool]:
+    """The folded name without `-quickgelu`, and whether it had that suffix."""
+    folded = fold_name(name)
+    return folded.removesuffix(QUICKGELU_SUFFIX), folded.endswith(QUICKGELU_SUFFIX)
+
+
 def architecture(name: str, activation: Activation | None = None) -> ModelConfig:
     """Configuration of a known architecture.
 
@@ -165,10 +171,9 @@ def architecture(name: str, activation: Activation | None = None) -> ModelConfig
     """
     if not isinstance(name, str):
         raise TypeError(f"model name is {name!r}; expected a string such as 'ViT-B/16'")
-    folded = fold_name(name)
-    suffixed = folded.endswith(QUICKGELU_SUFFIX)
+    folded, suffixed = split_name(name)
     by_fold = {fold_name(known): config for known, config in ARCHITECTURES.items()}
-    config = by_fold.get(folded.removesuffix(QUICKGELU_SUFFIX))
+    config = by_fold.get(folded)
     if config is None:
         raise ValueError(
             f"unknown model {name!r}; nearest known: {nearest(name, list(ARCHITECTURES))}"

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from small import CONFIG, random_images, small_header, small_model
 
 import gem_lite as gem
+from gem_lite.checkpoints.header import METADATA_KEY
 from gem_lite.checkpoints.others import read_source
-from gem_lite.checkpoints.ours import METADATA_KEY
 from gem_lite.pictures.opening import MAX_PIXELS, PictureError, open_picture
 from gem_lite.tokenizer import Tokenizer
 from gem_lite.tools.cli import main

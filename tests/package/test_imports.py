@@ -49,11 +49,12 @@ ROOMS: dict[str, set[str]] = {
 ORDER: dict[str, list[str]] = {
     "method": [
         *("config", "checks", "heatmap", "base", "attention", "blocks", "image", "model"),
-        *("segment", "windows", "refine", "pipeline", "scores", "tokens", "methods.*"),
+        *("segment", "windows", "refine", "pipeline", "scores", "tokens", "semantic", "methods.*"),
     ],
     "checkpoints": [
-        *("ours", "archive", "others", "convert"),
-        *("lock", "fetch", "known", "describe"),
+        *("files", "header", "assemble", "ours"),
+        *("archive", "huggingface", "configs", "others", "convert"),
+        *("transfer", "fetch", "known", "describe"),
     ],
     "pictures": ["transform", "opening", "overlays", "labels", "boxes"],
     "tools": [
@@ -194,6 +195,7 @@ def test_third_parties_are_the_core_packages(name: str) -> None:
     assert foreign <= THIRD_PARTY | set(sys.stdlib_module_names), foreign
     inside = foreign_imports(TREES[name]) - foreign - set(sys.stdlib_module_names) - THIRD_PARTY
     allowed = {
+        "checkpoints.files": {"filelock"},  # of torch's own requirements
         "pictures.overlays": {"IPython"},
         "tools.app.server": {"anyio", "starlette", "uvicorn"},
         "tools.evaluation.context": {"scipy"},

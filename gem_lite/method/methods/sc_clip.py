@@ -1,14 +1,12 @@
 """SC-CLIP: outlier tokens repaired, the affinities of middle layers, two branches."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from ..base import Heads, Method, Positions, Trunk, scaled, weights
-from ..tokens import affinity, aggregate, cosines, outlier_scores, repair
+from ..base import Method, Positions, Trunk, scaled, weights
+from ..tokens import affinity, aggregate, cosines, outliers, repair, sum_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,27 +22,21 @@ class SCCLIP(Method):
     beta: float = 0.4  # cosine from which patches are aggregated
     class_share: float = 0.3  # of the class token, added to each branch
 
-    def reads(self, layers: int) -> Collection[int]:
-        """The blocks above, and the last but one."""
+    def reads(self, layers: int) -> set[int]:  # noqa: D102
         z, s, first, last = scaled(self.at, layers)
         return {z, s, layers - 1, *range(first, last + 1)}
 
     def combine(self, gem: Tensor, trunk: Trunk) -> Tensor:
-        """agg(D(agg(repair(h), Z)) + CLS, S) + agg(D(sum of h) + CLS, S): patches [b, n, d]."""
-        h, grid, layers = trunk.tokens, trunk.grid, len(trunk.blocks)
+        """agg(D(agg(repair(h), Z)) + CLS, S) + agg(D(H) + CLS, S), H the sum of layers."""
+        h, layers = trunk.tokens, len(trunk.blocks)
         at_z, at_s, first, last = scaled(self.at, layers)
-        scores = outlier_scores(h[layers - 1][:, 1:])
-        outliers = scores > scores.float().quantile(0.95, dim=-1, keepdim=True)
-        z = cosines(repair(h[at_z][:, 1:], outliers, grid))
-        s = cosines(h[at_s][:, 1:])
-
-        def attention(heads: Heads) -> Tensor:
-            return (affinity(z) + weights(heads.k, heads.k)) / 2 @ heads.v
-
-        def branch(x: Tensor, token: Tensor) -> Tensor:
-            dense = trunk.dense(layers, attention, tokens=x)
-            return aggregate(dense + self.class_share * token, s, self.beta)
-
-        repaired = aggregate(repair(h[layers - 1][:, 1:], outliers, grid), z, self.beta)
-        fused = torch.stack([h[number] for number in range(first, last + 1)]).sum(dim=0)
-        return branch(repaired, h[layers - 1][:, :1]) + branch(fused[:, 1:], fused[:, :1])
+        deep, fused = h[layers - 1], sum_of(h[number] for number in range(first, last + 1))
+        bad = outliers(deep[:, 1:])
+        z, s = cosines(repair(h[at_z][:, 1:], bad, trunk.grid)), cosines(h[at_s][:, 1:])
+        near = aggregate(repair(deep[:, 1:], bad, trunk.grid), z, self.beta)
+        branches = []
+        for x, token in ((near, deep[:, :1]), (fused[:, 1:], fused[:, :1])):
+            _, k, v, *_ = trunk.heads(layers, x)
+            dense = trunk.out(layers, (affinity(z) + weights(k, k)) / 2 @ v)
+            branches.append(aggregate(dense + self.class_share * token, s, self.beta))
+        return sum_of(branches)

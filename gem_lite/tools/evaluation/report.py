@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.ours import atomic_file
+from ...checkpoints.files import atomic_file
 
 Rows = Sequence[tuple[str, Sequence[float]]]  # a class and its figures in [0, 1]
 

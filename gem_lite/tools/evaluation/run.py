@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checkpoints.ours import atomic_file
+from ...checkpoints.files import atomic_file
 from ..ranks import Rank, share, total, wait_for_all
 
 AHEAD = 4  # pictures that are loaded before they are needed
