@@ -69,15 +69,17 @@ ORDER: dict[str, list[str]] = {
     ],
     "pictures": ["transform", "opening", "overlays", "labels", "boxes"],
     "tools": [
-        *("ranks", "demo", "quality.scenes", "quality.measure"),
-        *("evaluation.confusion", "evaluation.names", "evaluation.layouts"),
+        *("ranks", "demo", "settings", "quality.sprites", "quality.scenes", "quality.measure"),
+        *("quality.controls", "quality.compare"),
+        *("evaluation.confusion", "evaluation.names", "evaluation.context", "evaluation.layouts"),
         *("evaluation.datasets", "evaluation.openimages", "evaluation.progress"),
-        *("evaluation.protocols", "evaluation.report", "evaluation.run", "evaluation.tasks"),
+        *("evaluation.protocols", "evaluation.report", "evaluation.run", "evaluation.resize"),
+        *("evaluation.stages", "evaluation.tasks", "evaluation.evaluate"),
         *("app.engine", "app.server"),
         *("commands.console", "commands.inputs", "commands.words", "commands.model"),
-        *("evaluation.options", "evaluation.command"),
-        *("commands.app", "commands.convert", "commands.demo", "commands.evaluate"),
-        *("commands.heatmap", "commands.models", "commands.quality", "commands.segment", "cli"),
+        *("commands.protocol", "commands.app", "commands.convert", "commands.demo"),
+        *("commands.evaluate", "commands.heatmap", "commands.models", "commands.quality"),
+        *("commands.segment", "cli"),
     ],
 }
 READ_ONLY = {"torch.backends.cpu.get_cpu_capability"}
@@ -207,6 +209,7 @@ def test_third_parties_are_the_core_packages(name: str) -> None:
         "checkpoints.files": {"filelock"},  # of torch's own requirements
         "pictures.overlays": {"IPython"},
         "tools.app.server": {"anyio", "starlette", "uvicorn"},
+        "tools.evaluation.context": {"scipy"},
     }.get(name, set())
     assert inside <= allowed, inside
 
@@ -279,7 +282,7 @@ def test_only_definitions_and_constants_at_import(name: str) -> None:
             assert ast.unparse(node.func).split(".")[-1] in CONSTANT_CALLS, ast.unparse(node)
 
 
-@each_module("tools.cli", "tools.commands.console", "tools.evaluation.command")
+@each_module("tools.cli", "tools.commands.console", "tools.commands.evaluate")
 def test_the_library_does_not_print(name: str) -> None:
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Call):
