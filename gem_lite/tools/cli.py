@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from ..checkpoints import fetch
 from ..checkpoints.known import find_file, known_row
-from .commands import app, convert, demo, evaluate, heatmap, models, quality, segment
+from .commands import app, convert, demo, evaluate, heatmap, models, quality, segment, vendor
 from .commands.console import one_line, tell, telling
 from .commands.model import SHIPPED
 from .demo import DEMO_PICTURE
@@ -25,6 +25,7 @@ COMMANDS: dict[str, ModuleType] = {
     "convert": convert,
     "demo": demo,
     "bench-quality": quality,
+    "vendor": vendor,
 }
 
 

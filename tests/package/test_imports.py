@@ -59,7 +59,8 @@ ORDER: dict[str, list[str]] = {
         *("commands.console", "commands.inputs", "commands.words", "commands.model"),
         *("evaluation.options", "evaluation.command"),
         *("commands.app", "commands.convert", "commands.demo", "commands.evaluate"),
-        *("commands.heatmap", "commands.models", "commands.quality", "commands.segment", "cli"),
+        *("commands.heatmap", "commands.models", "commands.quality", "commands.segment"),
+        *("commands.vendor", "cli"),
     ],
 }
 READ_ONLY = {"torch.backends.cpu.get_cpu_capability"}
