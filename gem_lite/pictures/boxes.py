@@ -76,11 +76,11 @@ def boxes(
     return found
 
 
-def connected_pieces(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+def connected_pieces(mask: NDArray[np.bool_], *, corners: bool = True) -> NDArray[np.int64]:
     """Numbers 1, 2, ... for the connected pieces of a mask [h, w], in reading order; 0 outside.
 
-    Pixels that touch at a side or a corner are connected. Runs of each row are joined with those
-    of the row above that they touch.
+    Pixels that touch at a side are connected, and with `corners` those that touch at a corner. Runs
+    of each row are joined with those of the row above that they touch.
     """
     labels = np.zeros(mask.shape, dtype=np.int64)
     parents: list[int] = [0]
@@ -96,7 +96,11 @@ def connected_pieces(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
         runs: list[tuple[int, int, int]] = []
         for first, behind in edges.reshape(-1, 2).tolist():
-            touching = {top(n) for start, end, n in above if start <= behind and end >= first}
+            touching = {
+                top(n)
+                for start, end, n in above
+                if start < behind + corners and end > first - corners
+            }
             number = min(touching, default=len(parents))
             if not touching:
                 parents.append(number)

@@ -1,8 +1,6 @@
 """Heat maps as pictures: overlays with Pillow and numpy, no display needed."""
 
 import colorsys
-import re
-import secrets
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -15,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..method.config import OPENAI_MEAN, OPENAI_STD
+from .saving import save_overlays
 
 # Indigo over magenta and orange to pale yellow: (position, red, green, blue), joined by straight
 # lines. It grows brighter all the way, so a sheet printed in grey still reads.
@@ -69,7 +68,7 @@ def visualize(
     if save_path is not None or shown:
         sheet = contact_sheet(overlays, columns=min(SHEET_COLUMNS, len(overlays)))
         if save_path is not None:
-            _save(Path(save_path), sheet, overlays, prompts)
+            save_overlays(Path(save_path), sheet, overlays, prompts)
         if shown:
             from IPython.display import display
 
@@ -204,43 +203,6 @@ def _drawable(text: str) -> str:
     return "".join(
         letter for letter in letters if letter.isprintable() and not unicodedata.combining(letter)
     )
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format its name ends in, complete or not at all."""
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(
-            f"{path} does not end as a picture that Pillow writes; expected .png, .jpg, .webp, ..."
-        )
-    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
-    try:
-        picture.save(temporary, quality=95)  # what has no loss does not ask for it
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def safe_name(index: int, prompt: str) -> str:
-    """A file name for a prompt: its place in the list, and what of it is safe everywhere."""
-    words = re.sub(r"[^\w-]+", "_", prompt).strip("_")
-    while len(words.encode()) > 80:
-        words = words[:-1]
-    return f"{index:02d}-{words}.png" if words else f"{index:02d}.png"
-
-
-def _save(
-    path: Path, sheet: Image.Image, overlays: Sequence[Image.Image], prompts: Sequence[str]
-) -> None:
-    if path.suffix.lower() in Image.registered_extensions() and not path.is_dir():
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; make it")
-        save_picture(sheet, path)
-        return
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file without a picture's ending; give .png or a folder")
-    path.mkdir(parents=True, exist_ok=True)
-    for index, (overlay, prompt) in enumerate(zip(overlays, prompts, strict=True)):
-        save_picture(overlay, path / safe_name(index, prompt))
 
 
 def _pixels(

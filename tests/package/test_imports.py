@@ -49,21 +49,23 @@ ORDER: dict[str, list[str]] = {
         *("ours", "archive", "others", "convert"),
         *("lock", "fetch", "known"),
     ],
-    "pictures": ["transform", "opening", "overlays", "labels", "boxes"],
+    "pictures": [
+        *("transform", "opening", "saving", "overlays", "labels", "boxes", "outlines", "writers"),
+    ],
     "tools": [
-        *("ranks", "demo", "quality.scenes", "quality.measure"),
+        *("commands.console", "progress", "ranks", "demo", "quality.scenes", "quality.measure"),
         *("evaluation.confusion", "evaluation.names", "evaluation.layouts"),
         *("evaluation.datasets", "evaluation.openimages", "evaluation.progress"),
         *("evaluation.protocols", "evaluation.report", "evaluation.run", "evaluation.tasks"),
         *("app.engine", "app.server"),
-        *("commands.console", "commands.inputs", "commands.words", "commands.model"),
+        *("commands.words", "commands.inputs", "commands.model", "commands.pictures"),
         *("evaluation.options", "evaluation.command"),
         *("commands.app", "commands.convert", "commands.demo", "commands.evaluate"),
-        *("commands.heatmap", "commands.models", "commands.quality", "commands.segment"),
+        *("commands.segment", "commands.heatmap", "commands.models", "commands.quality"),
         *("commands.vendor", "cli"),
     ],
 }
-READ_ONLY = {"torch.backends.cpu.get_cpu_capability"}
+READ_ONLY = {"torch.backends.cpu.get_cpu_capability", "torch.backends.mps.is_available"}
 THIRD_PARTY = {"torch", "safetensors", "PIL", "numpy", "einops", "ftfy", "regex"}
 
 

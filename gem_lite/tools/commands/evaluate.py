@@ -1,7 +1,6 @@
 """`gem-lite evaluate`: mIoU on the field's data sets."""
 
-from ..evaluation.command import evaluate as run
-from ..evaluation.options import add_evaluate_arguments as add_arguments
+import argparse
 
 HELP = "mIoU on the field's data sets, under the protocols of the papers"
 EXAMPLES = """\
@@ -9,4 +8,16 @@ gem-lite evaluate --dataset voc21 --root VOCdevkit --protocol clearclip
 gem-lite evaluate --dataset folder --root photos --protocol gem --limit 100
 """
 
-__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `gem-lite evaluate`."""
+    from ..evaluation.options import add_evaluate_arguments
+
+    add_evaluate_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate, and write the scores."""
+    from ..evaluation.command import evaluate
+
+    evaluate(args)

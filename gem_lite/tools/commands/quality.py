@@ -4,9 +4,8 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from ..quality.measure import figures, report
-from ..quality.scenes import Sprites
-from .console import Progress, say, say_json
+from ..progress import Progress
+from .console import say, say_json
 from .model import SHIPPED, add_model_arguments, load_model
 
 HELP = "score GEM settings on labelled collages with a known truth"
@@ -35,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table of figures, or all of it as JSON."""
+    from ..quality.measure import figures, report
+    from ..quality.scenes import Sprites
+
     places = [args.sprites] if args.sprites else SPRITES
     path = next((place for place in places if place.is_file()), None)
     if path is None:
