@@ -7,13 +7,17 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .checkpoints.fetch import FetchError
     from .checkpoints.known import available_models
-    from .factory import create_gem_model, create_model_and_transforms, get_tokenizer
-    from .method.config import ARCHITECTURES, GEMConfig, ImageConfig, ModelConfig, TextConfig
+    from .factory import create_gem_model, create_model_and_transforms, get_tokenizer, save
+    from .method.base import Method
+    from .method.config import ARCHITECTURES, ImageConfig, ModelConfig, TextConfig
+    from .method.methods import methods
+    from .method.methods.gem import GEMConfig
+    from .method.scores import similarity_map_to_points
     from .pictures.boxes import Box, boxes, points
     from .pictures.labels import Segmentation, class_areas, label_picture, save_labels
     from .pictures.overlays import label_overlay, visualize
     from .pictures.transform import get_gem_img_transform
-    from .predictor import DenseFeatures, GEMPredictor, save
+    from .predictor import DenseFeatures, GEMPredictor
 
 __all__ = [
     "ARCHITECTURES",
@@ -23,6 +27,7 @@ __all__ = [
     "GEMConfig",
     "GEMPredictor",
     "ImageConfig",
+    "Method",
     "ModelConfig",
     "Segmentation",
     "TextConfig",
@@ -36,9 +41,11 @@ __all__ = [
     "get_tokenizer",
     "label_overlay",
     "label_picture",
+    "methods",
     "points",
     "save",
     "save_labels",
+    "similarity_map_to_points",
     "visualize",
 ]
 
@@ -49,11 +56,16 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import factory, predictor
     from .checkpoints import fetch, known
-    from .method import config
+    from .method import base, config, methods, scores
+    from .method.methods import gem
     from .pictures import boxes, labels, overlays, transform
 
-    homes = (factory, predictor, fetch, known, config, boxes, labels, overlays, transform)
-    value = next(vars(home)[name] for home in homes if name in vars(home))
+    homes = (factory, predictor, fetch, known, base, config, methods, gem, scores)
+    value = next(
+        vars(home)[name]
+        for home in (*homes, boxes, labels, overlays, transform)
+        if name in vars(home)
+    )
     globals()[name] = value
     return value
 

@@ -169,8 +169,9 @@ folder, name = sys.argv[1:]
 sys.path.insert(0, folder)
 for unwanted in ("safetensors", "PIL", "ftfy", "regex", "gem_lite"):
     sys.modules[unwanted] = None
-config, model, heatmap = (
-    importlib.import_module(f"{name}.{each}") for each in ("config", "model", "heatmap")
+config, model, heatmap, gem = (
+    importlib.import_module(f"{name}.{each}")
+    for each in ("config", "model", "heatmap", "methods.gem")
 )
 import torch
 torch.set_num_threads(1)
@@ -180,7 +181,7 @@ sizes = config.ModelConfig(
     text=config.TextConfig(context=8, vocab=600, width=32, layers=1, heads=2, mlp_width=32),
     activation="gelu",
 )
-network = model.GEMNetwork(sizes, config.GEMConfig(blocks=1)).eval()
+network = model.GEMNetwork(sizes, gem.GEMConfig(blocks=1)).eval()
 model.initialize(network)
 with torch.inference_mode():
     text = network.encode_text(torch.tensor([[598, 3, 599, 0, 0, 0, 0, 0]] * 2))

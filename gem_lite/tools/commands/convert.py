@@ -34,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert a file, fetched if need be, and say what was written."""
     from ...checkpoints.convert import convert
+    from ...checkpoints.describe import header_for
     from ...checkpoints.others import read_source
-    from ...factory import DTYPES, checked_device, header_for
+    from ...factory import DTYPES, checked_device
 
     device = checked_device(chosen_device(args.device))
     row = find_row(args.model, args.pretrained)

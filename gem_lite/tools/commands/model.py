@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...method.config import nearest
 from .console import tell
@@ -44,8 +45,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_gem_arguments(parser: argparse.ArgumentParser) -> None:
-    """GEM's five settings."""
-    group = parser.add_argument_group("settings of GEM, by default the weight file's own")
+    """The method, its settings, and the five of GEM that have options of their own."""
+    group = parser.add_argument_group("method, by default the weight file's, with its settings")
+    group.add_argument("--method", help="such as gem, clearclip or naclip (gem_lite.methods())")
+    group.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        type=_setting,
+        metavar="NAME=VALUE",
+        help="settings of the method, such as std=3 for naclip",
+    )
     group.add_argument("--gem-depth", type=int, metavar="N", help="dual blocks + 1; 1 = plain CLIP")
     group.add_argument("--ss-attn-iter", type=int, metavar="N", help="refinements, 0 or more")
     group.add_argument(
@@ -129,6 +139,8 @@ def load_model(args: argparse.Namespace) -> tuple[GEMPredictor, ImageTransform]:
         device=chosen_device(args.device),
         gem_streams=args.gem_streams,
         gem_residual=False if args.no_gem_residual else None,
+        method=args.method,
+        settings=dict(args.set) or None,
     )
     size = getattr(args, "size", None)
     if size is not None:
@@ -160,14 +172,19 @@ def check_work(args: argparse.Namespace, sides: tuple[int, int], model: GEMPredi
     if min(window, short) * min(window, long) > MOST_PATCHES * patch**2:
         side = int(MOST_PATCHES**0.5) * patch
         raise ValueError(f"--window is {window}; expected at most {side} for this model")
-    stride = getattr(args, "stride", None) or max(1, window // 2)
-    inside = min(window, short) * min(window, long) / patch**2
-    count = max(1, -(-(short - window) // stride) + 1) * max(1, -(-(long - window) // stride) + 1)
-    if stride > 0 and count * inside > MOST_IN_WINDOWS:
+    count = count_windows((short, long), window, args.stride)
+    if count * min(window, short) * min(window, long) > MOST_IN_WINDOWS * patch**2:
         raise ValueError(
             f"{shape}a short side of {short} are {count} windows, too many for memory; make --size"
             " smaller or --stride larger"
         )
+
+
+def count_windows(sides: tuple[int, int], window: int, stride: int | None) -> int:
+    """Windows in an image; by default they overlap by half."""
+    step = stride or max(1, window // 2)
+    rows, columns = (1 + max(0, -(-(side - window) // step)) for side in sides)
+    return rows * columns
 
 
 def _name_in(path: Path) -> str | None:
@@ -196,3 +213,13 @@ def first_tag(model: str) -> str:
 
 def _inverse_temperature(text: str) -> float | Literal["adaptive"]:
     return "adaptive" if text == "adaptive" else float(text)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not (name and found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as std=3")
+    try:
+        return name, json.loads(value)  # a number, true, false
+    except ValueError:
+        return name, value

@@ -98,7 +98,7 @@ def _details(row: Pretrained, path: Path | None) -> dict[str, Any]:
 
 
 def _fetch(words: list[str]) -> None:
-    from ...factory import locate
+    from ...checkpoints.describe import locate
 
     name = words[0]
     tag = first_tag(name) if len(words) == 1 else words[1]

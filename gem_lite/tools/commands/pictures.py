@@ -44,7 +44,6 @@ def for_each_picture(
     batch: int,
     as_json: bool,
     say: Callable[[dict[str, Any]], None],
-    progress: Progress | None = None,
 ) -> int:
     """Load, work, write; results are said in the order of the inputs. Returns the exit code.
 
@@ -66,7 +65,7 @@ def for_each_picture(
     for name, message in missing.items():
         failure(name, message)
     chosen = share(inputs.pictures)
-    progress = progress or Progress(len(chosen), "pictures")
+    progress = Progress(len(chosen), "pictures")
     done = 0
     written: deque[tuple[Input, Future[dict[str, Any]]]] = deque()
 

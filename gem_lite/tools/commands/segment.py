@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .console import say
 from .inputs import Input, Inputs, add_input_arguments, check_output, find_inputs, goes_to_stdout
-from .model import add_model_arguments, load_model
+from .model import add_model_arguments, count_windows, load_model
 from .words import (
     add_word_arguments,
     checked_words,
@@ -21,6 +21,9 @@ from .words import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ...pictures.writers import Writer
     from .pictures import Loaded
 
@@ -100,7 +103,6 @@ def run(args: argparse.Namespace) -> int:
     inputs = find_inputs(args)
     to_stdout = goes_to_stdout(args, inputs)
 
-    import numpy as np
     import torch
 
     from ...pictures.writers import FORMATS as WRITERS
@@ -124,9 +126,19 @@ def run(args: argparse.Namespace) -> int:
         ]
     model, transform = load_model(args)
     batch = pictures.batch_size(args.batch, model.network.device)
-    progress = Progress(len(inputs.pictures), "pictures")
 
-    def segmented(images: Any, size: tuple[int, int]) -> Any:
+    def segmented(images: Any, size: tuple[int, int], note: str = "") -> Any:
+        sides, seen = images.shape[-2:], 0
+        windows = Progress(
+            len(images) * count_windows(sides, args.window, args.stride) if args.window else 0,
+            "windows",
+        )
+
+        def advance(count: int) -> None:
+            nonlocal seen
+            seen += count
+            windows.show(seen, note)
+
         with torch.inference_mode():
             return model.segment(
                 images,
@@ -139,15 +151,16 @@ def run(args: argparse.Namespace) -> int:
                 size=size,
                 templates=templates,
                 return_ori=args.plain,
+                advance=advance,
             )
 
     def work(group: list[Loaded]) -> list[tuple[Loaded, Any, Any]]:
         images = torch.stack([each.tensor for each in group])
         sizes = {(each.picture.height, each.picture.width) for each in group}
         if len(sizes) > 1:  # of one size for the model only
-            return [result for each in group for result in work([each])]
-        found = segmented(images, sizes.pop())
-        return list(zip(group, found.labels.cpu(), found.confidence.cpu(), strict=True))
+            return [each for one in group for each in work([one])]
+        result = segmented(images, sizes.pop(), group[0].input.source)
+        return list(zip(group, result.labels.cpu(), result.confidence.cpu(), strict=True))
 
     # What is wrong with an option is said once, before the first picture.
     side = max(min(args.window or 0, model.header.size), model.network.config.image.patch)
@@ -167,17 +180,8 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.buffer.write(writers["labels"].encode(labelled))
             return {}
         paths = {kind: str(writer.write(labelled)) for kind, writer in writers.items()}
-        counts = np.bincount(labelled.labels.ravel(), minlength=len(names) + 1)
-        return {
-            "output": next(iter(paths.values())),
-            **paths,
-            "classes": [
-                {"label": label, "name": name, "share": round(float(count / counts.sum()), 6)}
-                for label, (name, count) in enumerate(
-                    zip(["background", *names], counts, strict=True)
-                )
-            ],
-        }
+        shares = _shares(labelled.labels, names)
+        return {"output": next(iter(paths.values())), **paths, "classes": shares}
 
     try:
         return pictures.for_each_picture(
@@ -188,11 +192,18 @@ def run(args: argparse.Namespace) -> int:
             batch=batch,
             as_json=args.json,
             say=lambda entry: None if to_stdout else say(entry["output"]),
-            progress=progress,
         )
     finally:
         for writer in writers.values() if not to_stdout else ():
             writer.close()
+
+
+def _shares(labels: NDArray[np.int64], names: list[str]) -> list[dict[str, Any]]:
+    """The part of the pixels that each class has, background first."""
+    return [
+        {"label": label, "name": name, "share": round(float((labels == label).mean()), 6)}
+        for label, name in enumerate(["background", *names])
+    ]
 
 
 def _check_options(args: argparse.Namespace) -> None:

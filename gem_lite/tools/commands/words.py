@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LARGEST_SHOWN = 2048  # pixels of the longer side of a picture in a sheet
-TEMPLATE = "a photo of a {}."  # predictor.TEMPLATE, which needs torch to be read
+TEMPLATE = "a photo of a {}."  # prompts.TEMPLATE, which needs torch to be read
 
 
 def add_word_arguments(parser: argparse.ArgumentParser, text: str) -> None:
