@@ -105,25 +105,11 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from ...pictures.writers import FORMATS as WRITERS
     from ...pictures.writers import Labelled
     from ..progress import Progress
-    from ..ranks import this_rank
     from . import pictures
 
-    folder = Path(args.output)
-    if this_rank().world > 1 and any(kind.startswith("coco") for kind in args.format):
-        raise ValueError("--format coco is one file for all; it cannot be written by torchrun")
-    kinds = ["labels"] if to_stdout else list(dict.fromkeys(args.format))
-    writers = {kind: WRITERS[kind](folder, names) for kind in kinds}
-    if not to_stdout:
-        _check_outputs(folder, inputs, writers)
-    if args.skip_existing:
-        inputs.pictures = [
-            each
-            for each in inputs.pictures
-            if not all(writer.done(each.name, each.file_name) for writer in writers.values())
-        ]
+    writers = _writers(args, names, inputs)
     model, transform = load_model(args)
     batch = pictures.batch_size(args.batch, model.network.device)
 
@@ -214,7 +200,17 @@ def _check_options(args: argparse.Namespace) -> None:
             raise ValueError(f"{option} is {value}; expected at least 1 pixel")
 
 
-def _check_outputs(folder: Path, inputs: Inputs, writers: dict[str, Writer]) -> None:
+def _writers(args: argparse.Namespace, names: list[str], inputs: Inputs) -> dict[str, Writer]:
+    """A writer for each format; with `--skip-existing` its pictures leave the inputs."""
+    from ...pictures.writers import FORMATS as WRITERS
+    from ..ranks import this_rank
+
+    if args.output == "-":
+        return {"labels": WRITERS["labels"](Path(), names)}
+    if this_rank().world > 1 and any(kind.startswith("coco") for kind in args.format):
+        raise ValueError("--format coco is one file for all; it cannot be written by torchrun")
+    folder = Path(args.output)
+    writers = {kind: WRITERS[kind](folder, names) for kind in dict.fromkeys(args.format)}
     targets = [
         (each, writer.target(each.name))
         for writer in writers.values()
@@ -222,3 +218,10 @@ def _check_outputs(folder: Path, inputs: Inputs, writers: dict[str, Writer]) -> 
         if writer.target("") != writer.target("x")  # a file of its own for each picture
     ]
     check_output(folder, targets)
+    if args.skip_existing:
+        inputs.pictures = [
+            each
+            for each in inputs.pictures
+            if not all(writer.done(each.name, each.file_name) for writer in writers.values())
+        ]
+    return writers
