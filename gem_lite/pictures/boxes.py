@@ -57,23 +57,23 @@ def boxes(
     height, width = heat.shape[-2:]
     size = (height, width) if size is None else size
     down, right = size[0] / height, size[1] / width
-    found = []
-    for one in heat.detach().float().cpu().numpy():
-        pieces = connected_pieces(one > threshold)
-        each = []
+    boxes_of_maps = []
+    for values in heat.detach().float().cpu().numpy():
+        pieces = connected_pieces(values > threshold)
+        strong = []
         for number in range(1, int(pieces.max(initial=0)) + 1):
             rows, columns = np.nonzero(pieces == number)
-            if len(rows) >= min_area * one.size:
+            if len(rows) >= min_area * values.size:
                 box = Box(
                     left=float(columns.min() * right),
                     top=float(rows.min() * down),
                     right=float((columns.max() + 1) * right),
                     bottom=float((rows.max() + 1) * down),
-                    score=float(one[rows, columns].max()),
+                    score=float(values[rows, columns].max()),
                 )
-                each.append(box)
-        found.append(sorted(each, key=lambda box: -box.score))
-    return found
+                strong.append(box)
+        boxes_of_maps.append(sorted(strong, key=lambda box: -box.score))
+    return boxes_of_maps
 
 
 def connected_pieces(mask: NDArray[np.bool_], *, corners: bool = True) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ _NETPBM_HEAD = re.compile(rb"P[456](?:(?:\s|#[^\r\n]*[\r\n])+\d+){2}\s")
 
 
 class PictureError(ValueError):
-    """A file is no picture, a damaged one, or one that is too large."""
+    """A file that is not a picture, is damaged, or is too large."""
 
 
 def open_picture(
@@ -35,21 +35,21 @@ def open_picture(
     source: a path, or an open binary file, which then needs a `name` for messages. The number of
     pixels is read from the file's head and checked before anything is decoded. The result has
     pixels only: comments, EXIF data and profiles stay behind.
-    Raises FileNotFoundError, or PictureError (a ValueError) for what is no picture of `FORMATS`,
+    Raises FileNotFoundError, or PictureError (a ValueError) for a file of no kind in `FORMATS`,
     is damaged or cut short, has more than `max_pixels` or a side above `MAX_SIDE`.
     """
-    shown = name or str(source)
+    label = name or str(source)
     if isinstance(source, str | Path) and not Path(source).is_file():
-        raise FileNotFoundError(f"no picture at {shown}")
+        raise FileNotFoundError(f"no picture at {label}")
     Image.init()
     known = [kind for kind in FORMATS if kind in Image.OPEN]  # a Pillow may lack some
     try:
-        _check_netpbm(source, shown)
+        _check_netpbm(source, label)
         with Image.open(source, formats=known) as picture:
             width, height = picture.size
             if width * height > max_pixels or max(width, height) > MAX_SIDE:
                 raise PictureError(
-                    f"{shown} has {width} x {height} pixels; expected at most"
+                    f"{label} has {width} x {height} pixels; expected at most"
                     f" {max_pixels / 1e6:g} million, and no side above {MAX_SIDE}: make it smaller"
                     " first"
                 )
@@ -60,11 +60,11 @@ def open_picture(
     except PictureError:
         raise
     except UnidentifiedImageError as error:
-        raise PictureError(f"{shown} is no picture that Pillow can read") from error
+        raise PictureError(f"{label} is no picture that Pillow can read") from error
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{shown} is too large: {error}") from error
+        raise PictureError(f"{label} is too large: {error}") from error
     except Exception as error:  # a damaged file breaks its decoder in every way there is
-        raise PictureError(f"{shown} cannot be read as a picture ({error})") from error
+        raise PictureError(f"{label} cannot be read as a picture ({error})") from error
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -74,7 +74,7 @@ def _upright(picture: Image.Image) -> Image.Image:
         return picture.copy()
 
 
-def _check_netpbm(source: str | Path | IO[bytes], shown: str) -> None:
+def _check_netpbm(source: str | Path | IO[bytes], label: str) -> None:
     """Refuse Netpbm's kinds in text, and long heads: Pillow reads both letter by letter.
 
     In a text with comments its time grows with the square of their number.
@@ -88,5 +88,5 @@ def _check_netpbm(source: str | Path | IO[bytes], shown: str) -> None:
         source.seek(start)
     if _NETPBM.match(head) and not _NETPBM_HEAD.match(head):
         raise PictureError(
-            f"{shown} is a PPM, PGM or PBM written as text, or has a long head; save it as PNG"
+            f"{label} is a PPM, PGM or PBM written as text, or has a long head; save it as PNG"
         )

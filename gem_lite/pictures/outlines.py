@@ -25,7 +25,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[Outline]:
     run clockwise as one sees them (y goes down), holes the other way; no ring crosses itself.
     """
     pieces = connected_pieces(mask, corners=False)
-    found: dict[int, Outline] = {}
+    by_piece: dict[int, Outline] = {}
     holes: list[tuple[int, Ring]] = []
     for ring in _rings(mask):
         (x, y), (to_x, to_y) = ring[0], ring[1]
@@ -34,12 +34,12 @@ def outlines(mask: NDArray[np.bool_]) -> list[Outline]:
         row = y - 1 if to_x < x else min(y, to_y)
         piece = int(pieces[row, column])
         if _area(ring) > 0:
-            found[piece] = Outline(ring, [])
+            by_piece[piece] = Outline(ring, [])
         else:
             holes.append((piece, ring))
     for piece, ring in holes:
-        found[piece].holes.append(ring)
-    return [found[piece] for piece in sorted(found)]
+        by_piece[piece].holes.append(ring)
+    return [by_piece[piece] for piece in sorted(by_piece)]
 
 
 def one_ring(outline: Outline) -> Ring:

@@ -247,8 +247,8 @@ class COCO(Writer):
         for number, name in enumerate(sorted(self._pictures), start=1):
             image, own = self._pictures[name]
             images.append({**image, "id": number})
-            for one in own:
-                annotations.append({**one, "id": len(annotations) + 1, "image_id": number})
+            for annotation in own:
+                annotations.append({**annotation, "id": len(annotations) + 1, "image_id": number})
         categories = [{"id": number, "name": name} for number, name in enumerate(self.names, 1)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         replace_file(self.target(""), json.dumps(content).encode())

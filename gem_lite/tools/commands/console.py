@@ -47,7 +47,7 @@ def wipe() -> None:
 
 @contextmanager
 def telling(name: str) -> Iterator[None]:
-    """What a module writes to its log, from level INFO on, is told meanwhile."""
+    """What a module writes to its log, from level INFO on, becomes a line for people meanwhile."""
     handler = logging.Handler()
     handler.emit = lambda record: tell(record.getMessage())  # type: ignore[method-assign]
     logger, level = logging.getLogger(name), logging.getLogger(name).level

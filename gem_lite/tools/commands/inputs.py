@@ -98,7 +98,7 @@ def find_inputs(args: argparse.Namespace) -> Inputs:
     if not texts:
         raise ValueError("there are no inputs; give a picture or a folder")
     output = Path(args.output).resolve()
-    found: dict[str, Input] = {}
+    pictures: dict[str, Input] = {}
     for text, listed in texts:
         paths, root, message = _behind(text, args.recursive)
         kept = [path for path in paths if output not in Path(path).resolve().parents]
@@ -107,8 +107,8 @@ def find_inputs(args: argparse.Namespace) -> Inputs:
             inputs.missing[text] = message
         for path in kept:
             name = _output_name(path, root, listed, args.keep_ending)
-            found.setdefault(path, Input(path, name))
-    inputs.pictures = list(found.values())
+            pictures.setdefault(path, Input(path, name))
+    inputs.pictures = list(pictures.values())
     if not inputs.pictures:
         raise FileNotFoundError("; ".join(inputs.missing.values()))
     return inputs

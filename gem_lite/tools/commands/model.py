@@ -69,7 +69,7 @@ def add_gem_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_model(args: argparse.Namespace, *, fetch: bool = False) -> tuple[str, str]:
-    """Name and tag (or path) of the model that the options ask for; a default is told.
+    """Name and tag (or path) of the model that the options ask for; a default is reported.
 
     fetch: by default BEST also where its file is not on this machine, and never the model in the
     box, which knows no photographs. Raises ValueError for an unknown name.
@@ -216,8 +216,8 @@ def _inverse_temperature(text: str) -> float | Literal["adaptive"]:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    name, found, value = text.partition("=")
-    if not (name and found):
+    name, equals, value = text.partition("=")
+    if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as std=3")
     try:
         return name, json.loads(value)  # a number, true, false

@@ -74,11 +74,11 @@ def _count(config: ModelConfig) -> int:
         return layers * (attention + mlp + 4 * width)
 
     tokens = (image.size // image.patch) ** 2 + 1
-    seen = 3 * image.patch**2 * image.width + image.width * (tokens + 5 + config.embed)
-    read = text.width * (text.vocab + text.context + 2 + config.embed)
+    pixels = 3 * image.patch**2 * image.width + image.width * (tokens + 5 + config.embed)
+    words = text.width * (text.vocab + text.context + 2 + config.embed)
     return (
-        seen
-        + read
+        pixels
+        + words
         + 1  # logit_scale
         + tower(image.width, image.mlp_width, image.layers)
         + tower(text.width, text.mlp_width, text.layers)

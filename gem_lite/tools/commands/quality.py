@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
     sprites = Sprites.load(path)
     try:
-        found = figures(
+        scores = figures(
             model, transform, sprites, seed=args.seed, count=args.count, advance=advance
         )
     finally:
@@ -73,9 +73,9 @@ def run(args: argparse.Namespace) -> None:
                 "gem": asdict(model.method),
                 "count": args.count,
                 "seed": args.seed,
-                "figures": found,
+                "figures": scores,
             }
         )
         return
     say(f"{header.model} {header.pretrained}, {model.method}\n")
-    say(report(found))
+    say(report(scores))

@@ -114,16 +114,16 @@ def run(args: argparse.Namespace) -> int:
     batch = pictures.batch_size(args.batch, model.network.device)
 
     def segmented(images: Any, size: tuple[int, int], note: str = "") -> Any:
-        sides, seen = images.shape[-2:], 0
+        sides, scored = images.shape[-2:], 0
         windows = Progress(
             len(images) * count_windows(sides, args.window, args.stride) if args.window else 0,
             "windows",
         )
 
         def advance(count: int) -> None:
-            nonlocal seen
-            seen += count
-            windows.show(seen, note)
+            nonlocal scored
+            scored += count
+            windows.show(scored, note)
 
         with torch.inference_mode():
             return model.segment(
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         images = torch.stack([each.tensor for each in group])
         sizes = {(each.picture.height, each.picture.width) for each in group}
         if len(sizes) > 1:  # of one size for the model only
-            return [each for one in group for each in work([one])]
+            return [result for loaded in group for result in work([loaded])]
         result = segmented(images, sizes.pop(), group[0].input.source)
         return list(zip(group, result.labels.cpu(), result.confidence.cpu(), strict=True))
 

@@ -116,12 +116,14 @@ def part_files(part: str) -> dict[str, Path]:
         and "__pycache__" not in path.parts
     }
     for folder in {"method": [], "model": ["tokenizer"]}.get(part, list(DATA)):
-        inside, patterns = DATA[folder]
-        places = [PACKAGE / "data" / folder, PACKAGE / folder, PACKAGE.parent / inside]
-        chosen = [sorted(each for one in patterns for each in place.glob(one)) for place in places]
-        if not any(chosen):
+        origin, patterns = DATA[folder]
+        places = [PACKAGE / "data" / folder, PACKAGE / folder, PACKAGE.parent / origin]
+        inside = [
+            sorted(path for glob in patterns for path in place.glob(glob)) for place in places
+        ]
+        if not any(inside):
             raise FileNotFoundError(f"no data in {' or '.join(map(str, places))}")
-        files |= {f"data/{folder}/{each.name}": each for each in next(filter(None, chosen))}
+        files |= {f"data/{folder}/{each.name}": each for each in next(filter(None, inside))}
     places = [PACKAGE.parent / "LICENSE", PACKAGE / "LICENSE"]
     places += sorted(PACKAGE.parent.glob("gem_lite-*.dist-info/**/LICENSE"))
     licence = next((path for path in places if path.is_file()), None)
