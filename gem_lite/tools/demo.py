@@ -1,13 +1,15 @@
 """The demonstration: the small model that ships with the package, on a picture that does too."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import torch
-from PIL import Image
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..checkpoints.known import find_file
-from ..factory import create_model_and_transforms
-from ..pictures.overlays import contact_sheet, label_overlay, titled, visualize
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
 
 DEMO_PICTURES = ("demo.png", "demo-2.png", "demo-3.png")
 DEMO_PICTURE = DEMO_PICTURES[0]
@@ -28,6 +30,8 @@ def demo_picture(name: str = DEMO_PICTURE) -> tuple[Image.Image, list[str]]:
             f"no {name} in weights/, beside the package or inside it; copy the project's"
             " weights/ folder along"
         )
+    from PIL import Image
+
     with Image.open(path) as file:
         return file.convert("RGB"), str(file.info["words"]).split(", ")
 
@@ -36,6 +40,12 @@ def demo_sheet(
     picture: Image.Image, words: Sequence[str], *, device: str | torch.device = "cpu"
 ) -> Image.Image:
     """One sheet: each word's map and the segmentation, by GEM above and by plain CLIP below."""
+    import torch
+    from PIL import Image
+
+    from ..factory import create_model_and_transforms
+    from ..pictures.overlays import contact_sheet, label_overlay, titled, visualize
+
     model, transform = create_model_and_transforms("tiny-emoji", "v1", device=device)
     image = transform(picture)[None]
     shown = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -43,8 +53,10 @@ def demo_sheet(
     for method, plain in (("GEM", False), ("plain CLIP", True)):
         with torch.inference_mode():
             maps = model(image, words, return_ori=plain)
-            found = model.segment(image, words, background=BACKGROUND, return_ori=plain)
+            segmented = model.segment(image, words, background=BACKGROUND, return_ori=plain)
         tiles.append(titled(shown, "the picture"))
         tiles += visualize(shown, [f"{method}: {word}" for word in words], maps)
-        tiles.append(titled(label_overlay(shown, found.labels[0], words), f"{method}: all words"))
+        tiles.append(
+            titled(label_overlay(shown, segmented.labels[0], words), f"{method}: all words")
+        )
     return contact_sheet(tiles, columns=len(words) + 2)

@@ -46,8 +46,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 FULL = """
 import resource, sys
 from gem_lite.tools.cli import main
-from gem_lite.tools.commands import console
-console.FIRST_LINE = console.FIRST_STEP = float("inf")
+from gem_lite.tools import progress
+progress.FIRST_LINE = progress.FIRST_STEP = float("inf")
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 sys.exit(main(sys.argv[1:]))
 """

@@ -67,22 +67,25 @@ ORDER: dict[str, list[str]] = {
         *("pickles", "archive", "huggingface", "configs", "open_clip", "others", "convert"),
         *("transfer", "fetch", "table", "known", "hub", "describe"),
     ],
-    "pictures": ["transform", "opening", "overlays", "labels", "boxes"],
+    "pictures": [
+        *("transform", "opening", "saving", "overlays", "labels", "boxes", "outlines", "writers"),
+    ],
     "tools": [
-        *("ranks", "demo", "settings", "quality.sprites", "quality.scenes", "quality.measure"),
+        *("commands.console", "progress", "ranks", "demo", "settings"),
+        *("quality.sprites", "quality.scenes", "quality.measure"),
         *("quality.controls", "quality.compare"),
         *("evaluation.confusion", "evaluation.names", "evaluation.context", "evaluation.layouts"),
         *("evaluation.datasets", "evaluation.openimages", "evaluation.progress"),
         *("evaluation.protocols", "evaluation.report", "evaluation.run", "evaluation.resize"),
         *("evaluation.stages", "evaluation.tasks", "evaluation.evaluate"),
         *("app.engine", "app.server"),
-        *("commands.console", "commands.inputs", "commands.words", "commands.model"),
+        *("commands.words", "commands.inputs", "commands.model", "commands.pictures"),
         *("commands.protocol", "commands.app", "commands.convert", "commands.demo"),
-        *("commands.evaluate", "commands.heatmap", "commands.models", "commands.quality"),
-        *("commands.segment", "cli"),
+        *("commands.evaluate", "commands.segment", "commands.heatmap", "commands.models"),
+        *("commands.quality", "commands.vendor", "cli"),
     ],
 }
-READ_ONLY = {"torch.backends.cpu.get_cpu_capability"}
+READ_ONLY = {"torch.backends.cpu.get_cpu_capability", "torch.backends.mps.is_available"}
 THIRD_PARTY = {"torch", "safetensors", "PIL", "numpy", "einops", "ftfy", "regex"}
 
 

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..progress import Progress
 from ..settings import parsed_method
-from .console import Progress, say, say_json
+from .console import say, say_json
 from .model import SHIPPED, add_model_arguments, load_model
 
 if TYPE_CHECKING:
