@@ -55,7 +55,8 @@ ORDER: dict[str, list[str]] = {
         *("evaluation.confusion", "evaluation.names", "evaluation.layouts"),
         *("evaluation.datasets", "evaluation.openimages", "evaluation.progress"),
         *("evaluation.protocols", "evaluation.report", "evaluation.run", "evaluation.tasks"),
-        *("app.engine", "app.server"),
+        *("app.limits", "app.question", "app.decoding", "app.engine"),
+        *("app.connections", "app.server"),
         *("commands.console", "commands.inputs", "commands.words", "commands.model"),
         *("evaluation.options", "evaluation.command"),
         *("commands.app", "commands.convert", "commands.demo", "commands.evaluate"),
@@ -183,7 +184,8 @@ def test_third_parties_are_the_core_packages(name: str) -> None:
     inside = foreign_imports(TREES[name]) - foreign - set(sys.stdlib_module_names) - THIRD_PARTY
     allowed = {
         "pictures.overlays": {"IPython"},
-        "tools.app.server": {"anyio", "starlette", "uvicorn"},
+        "tools.app.connections": {"uvicorn"},
+        "tools.app.server": {"starlette", "uvicorn"},
     }.get(name, set())
     assert inside <= allowed, inside
 

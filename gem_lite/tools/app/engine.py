@@ -1,13 +1,11 @@
 """What the page asks for: a picture and words in, maps of both streams out, as small PNGs."""
 
 import base64
-import binascii
 import io
 import threading
 import time
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,84 +20,23 @@ from ...factory import create_model_and_transforms
 from ...method.config import GEMConfig, ModelConfig, architecture
 from ...method.heatmap import min_max, similarity, upsample
 from ...method.segment import label_maps
-from ...pictures.opening import open_picture
 from ...pictures.overlays import heat_colours, label_colour
 from ...pictures.transform import ImageTransform
 from ...predictor import GEMPredictor
 from ..demo import DEMO_PICTURES, demo_picture
 from ..quality.measure import with_settings
+from .decoding import Decoder, Prepared, prepare
+from .limits import Limits
+from .question import Question
 
 MODELS_KEPT = 2  # loaded at the same time
-SHOWN_SIDE = 1024  # pixels of the longer side of the picture that goes back
-MAP_SIDE = 512  # the same of the maps over it
+MAP_SIDE = 512  # pixels of the longer side of the maps
 MOST_ITERATIONS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one request may ask for."""
-
-    upload_bytes: int = 20_000_000
-    pixels: int = 40_000_000
-    prompts: int = 16
-    letters: int = 200  # of one prompt
-    waiting: int = 8  # requests that wait for the one at work; more are turned away
-
-
-class Question(NamedTuple):
-    """A request of the page, checked."""
-
-    model: str
-    picture: bytes | str  # an encoded picture, or the name of an example
-    prompts: list[str]
-    background: list[str]
-    settings: dict[str, Any]
 
 
 class _Loaded(NamedTuple):
     model: GEMPredictor
     transform: ImageTransform
-
-
-def read_question(content: Any, limits: Limits) -> Question:
-    """A request's JSON, checked against the limits. Raises ValueError with a text for people."""
-    if not isinstance(content, dict):
-        raise ValueError("the request is no JSON object")
-    prompts = _words(content.get("prompts"), "prompts", limits)
-    if not prompts:
-        raise ValueError("type at least one word to look for")
-    picture: Any = content.get("picture")
-    if picture is None:
-        picture = content.get("example")
-        if picture not in DEMO_PICTURES:
-            raise ValueError("choose a picture")
-    else:
-        if not isinstance(picture, str):
-            raise ValueError("the picture is no base64 text")
-        try:
-            picture = base64.b64decode(picture, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ValueError("the picture is no base64 text") from error
-        if len(picture) > limits.upload_bytes:
-            raise ValueError(f"the picture has more than {limits.upload_bytes / 1e6:g} MB")
-    settings = content.get("settings", {})
-    if not isinstance(settings, dict):
-        raise ValueError("the settings are no JSON object")
-    background = _words(content.get("background", []), "background words", limits)
-    return Question(str(content.get("model", "")), picture, prompts, background, settings)
-
-
-def _words(values: Any, what: str, limits: Limits) -> list[str]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"the {what} are no list of strings")
-    words = list(dict.fromkeys(" ".join(value.split()) for value in values))
-    words = [word for word in words if word]
-    if len(words) > limits.prompts:
-        raise ValueError(f"{len(words)} {what}; at most {limits.prompts} at a time")
-    for word in words:
-        if len(word) > limits.letters:
-            raise ValueError(f"one of the {what} has {len(word)} letters; at most {limits.letters}")
-    return words
 
 
 class Engine:
@@ -115,6 +52,7 @@ class Engine:
         self.limits = limits
         self._device, self._precision = device, precision
         self._lock = threading.Lock()
+        self._decoder = Decoder(limits.pixels, limits.decode_seconds)
         self._loaded: dict[str, _Loaded] = {}
         first = self._load(name, tag)
         header = first.model.header
@@ -154,17 +92,16 @@ class Engine:
             start = time.perf_counter()
             loaded = self._model(question.model)
             model = _with(loaded.model, question.settings)
-            picture = self._picture(question)
+            ready = self._prepared(question, loaded.transform)
             with torch.inference_mode():
-                image = loaded.transform(picture)[None]
-                maps = _maps(model, image, [*question.prompts, *question.background])
-            shown = _reduced(picture, SHOWN_SIDE)
-            scale = MAP_SIDE / max(picture.size)
-            size = (max(1, round(picture.height * scale)), max(1, round(picture.width * scale)))
+                maps = _maps(model, ready.image[None], [*question.prompts, *question.background])
+            height, width = ready.size
+            scale = MAP_SIDE / max(ready.size)
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))
             answer: dict[str, Any] = {
                 "model": f"{model.header.model} {model.header.pretrained}",
-                "picture": _data_url(shown, "JPEG"),
-                "size": {"width": picture.width, "height": picture.height},
+                "picture": f"data:image/jpeg;base64,{base64.b64encode(ready.shown).decode()}",
+                "size": {"width": width, "height": height},
                 "prompts": [
                     {"name": name, "colour": list(label_colour(index))}
                     for index, name in enumerate(question.prompts)
@@ -175,14 +112,10 @@ class Engine:
             answer["seconds"] = round(time.perf_counter() - start, 3)
             return answer
 
-    def _picture(self, question: Question) -> Image.Image:
+    def _prepared(self, question: Question, transform: ImageTransform) -> Prepared:
         if isinstance(question.picture, str):
-            return demo_picture(question.picture)[0]
-        with warnings.catch_warnings(record=True):  # of Pillow, about metadata
-            picture = open_picture(
-                io.BytesIO(question.picture), name="the file", max_pixels=self.limits.pixels
-            )
-        return picture
+            return prepare(demo_picture(question.picture)[0], transform)
+        return self._decoder.prepare(question.picture, transform)
 
     def _model(self, key: str) -> _Loaded:
         if key not in self._choices:
@@ -270,14 +203,6 @@ def _data_url(picture: Image.Image, kind: str) -> str:
     file = io.BytesIO()
     picture.save(file, kind, quality=90)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _reduced(picture: Image.Image, side: int) -> Image.Image:
-    """In RGB, no side longer than `side`."""
-    scale = min(1.0, side / max(picture.size))
-    # PIL counts (width, height).
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def _examples() -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ import socket
 import webbrowser
 
 from ...factory import DTYPES
-from ..app.engine import Engine, Limits
+from ..app.engine import Engine
+from ..app.limits import Limits
 from ..app.server import create_app, serve
 from .console import say, tell
 from .model import add_device_argument, chosen_device, chosen_model
