@@ -9,11 +9,11 @@ import torch
 from ..method.config import (
     ARCHITECTURES,
     Activation,
-    GEMConfig,
     ModelConfig,
     architecture,
     fold_name,
 )
+from ..method.methods.gem import GEMConfig
 from .others import Source, shapes_of
 from .ours import Header, assemble, atomic_file, check_shapes, load, write
 
@@ -138,12 +138,12 @@ def _features_error(
     images = torch.randn(1, 3, side, side, generator=generator).to(device)
     tokens = torch.randint(0, config.text.vocab - 2, (2, config.text.context), generator=generator)
     tokens[:, -1] = config.text.vocab - 1
-    gem = GEMConfig(blocks=min(6, config.image.layers))
+    method = GEMConfig(blocks=min(6, config.image.layers))
     features = []
     # One network at a time, so that the largest models fit.
     for make in (
-        lambda: assemble(source.tensors, config, gem, dtype=torch.float32, device=device),
-        lambda: load(written, gem=gem, device=device)[0],
+        lambda: assemble(source.tensors, config, method, dtype=torch.float32, device=device),
+        lambda: load(written, method=method, device=device)[0],
     ):
         network = make()
         with torch.no_grad():

@@ -7,7 +7,7 @@ import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..method.config import GEMConfig, ImageConfig, ModelConfig, TextConfig
+from ..method.base import Method
+from ..method.config import ImageConfig, ModelConfig, TextConfig
+from ..method.methods.gem import GEMConfig
 from ..method.model import GEMNetwork
 
 FORMAT_VERSION = 1
@@ -40,11 +42,21 @@ class Header:
     sha256: str  # of that source file
     verified: str  # how the hash was checked: "sha256", "sha256 prefix", "unverified", ...
     licence: str
+    method: str = "gem"  # name of the method that the file asks for
+    settings: dict[str, Any] = field(default_factory=dict)  # of a method other than GEM
     format_version: int = FORMAT_VERSION
 
-    def changed(self, *, config: ModelConfig, gem: GEMConfig) -> "Header":
-        """The header for weights that were in use and may have been trained further."""
-        return replace(self, config=config, gem=gem, verified="saved from memory")
+    def changed(self, *, config: ModelConfig, method: Method) -> "Header":
+        """The header for weights that were in use and may have been trained further.
+
+        A method of the user's own is not recorded: whoever loads the file passes it again.
+        """
+        header = replace(self, config=config, verified="saved from memory")
+        if isinstance(method, GEMConfig):
+            return replace(header, gem=method, method="gem", settings={})
+        if method.name == Method.name:
+            return header
+        return replace(header, method=method.name, settings=asdict(method))
 
     def to_json(self) -> str:
         """The header as the text stored in a file."""
@@ -79,7 +91,7 @@ def _typed(kind: type[_T], values: Any) -> _T:
     """A dataclass made of what JSON held; TypeError for a value of another type than its field."""
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} is {values!r}; expected an object")
-    kinds = {field.name: field.type for field in fields(cast(Any, kind))}
+    kinds = {each.name: each.type for each in fields(cast(Any, kind))}
     for name, value in values.items():
         expected = kinds.get(name)
         if expected in (int, str, bool) and type(value) is not expected:
@@ -131,7 +143,7 @@ def read_header(path: str | Path) -> Header | None:
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a model."""
     with torch.device("meta"):
-        network = GEMNetwork(config, GEMConfig(blocks=0))
+        network = GEMNetwork(config, Method(blocks=0))
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
@@ -171,7 +183,7 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig, *, w
 def assemble(
     tensors: Mapping[str, Tensor],
     config: ModelConfig,
-    gem: GEMConfig,
+    method: Method,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -185,7 +197,7 @@ def assemble(
     lie in files of ours, and `write` lets no such number in.
     """
     with torch.device("meta"):
-        network = GEMNetwork(config, gem)
+        network = GEMNetwork(config, method)
     state = {}
     for name in network.state_dict():
         tensor = tensors[name]
@@ -233,16 +245,16 @@ def safetensors_shapes(file: safe_open) -> dict[str, tuple[int, ...]]:
 def load(
     path: str | Path,
     *,
-    gem: GEMConfig | None = None,
+    method: Method | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[GEMNetwork, Header]:
     """Network and header from a weight file of ours, in eval mode.
 
-    `gem` None takes the header's settings. The most memory in use is the model and one tensor.
-    Where dtype and device are the file's own, its pages become the model's memory: read when first
-    used, copied when written to (the file stays as it is). Such a file may be replaced or deleted
-    while the model is in use, but not overwritten in place.
+    `method` None takes GEM with the header's settings. The most memory in use is the model and one
+    tensor. Where dtype and device are the file's own, its pages become the model's memory: read
+    when first used, copied when written to (the file stays as it is). Such a file may be replaced
+    or deleted while the model is in use, but not overwritten in place.
     Raises FileNotFoundError; ValueError for a file that is not ours, is damaged or does not fit.
     """
     header = read_header(path)
@@ -253,7 +265,7 @@ def load(
         network = assemble(
             LazyTensors(file),
             header.config,
-            gem or header.gem,
+            method or header.gem,
             dtype=dtype,
             device=device,
             share=os.name != "nt",  # Windows lets nobody replace a file that is in use

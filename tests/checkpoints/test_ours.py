@@ -21,7 +21,8 @@ from torch import Tensor, nn
 import gem_lite
 from gem_lite.checkpoints import ours as checkpoint
 from gem_lite.checkpoints.ours import Header, expected_shapes, load, read_header, write
-from gem_lite.method.config import ARCHITECTURES, GEMConfig, ImageConfig, TextConfig
+from gem_lite.method.config import ARCHITECTURES, ImageConfig, TextConfig
+from gem_lite.method.methods.gem import GEMConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = state_of()
@@ -233,7 +234,7 @@ def test_load_in_a_dtype(file: Path, dtype: torch.dtype) -> None:
 def test_load_with_other_settings(file: Path) -> None:
     settings = GEMConfig(blocks=1, iters=3, streams="k")
     network, header = load(file, gem=settings)
-    assert network.gem == settings and header.gem == GEMConfig(blocks=2)
+    assert network.method == settings and header.gem == GEMConfig(blocks=2)
 
 
 @pytest.mark.parametrize(
@@ -459,7 +460,7 @@ def test_saved_header(file: Path, tmp_path: Path) -> None:
     assert found is not None
     assert asdict(found) == asdict(header_of(gem=settings, verified="saved from memory"))
     other = gem_lite.create_gem_model(NAME, tmp_path / "new.safetensors")
-    assert other.network.gem == settings
+    assert other.network.method == settings
     assert torch.equal(other(images(), WORDS), model(images(), WORDS))
 
 

@@ -1,37 +1,36 @@
-"""What the page asks for: a picture and words in, maps of both streams out, as small PNGs."""
+"""What the page asks for: a picture and words in, patch scores of two methods out."""
 
 import base64
 import io
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from ...checkpoints.known import PRETRAINED, find_file
 from ...checkpoints.ours import read_header
 from ...factory import create_model_and_transforms
-from ...method.config import GEMConfig, ModelConfig, architecture
-from ...method.heatmap import min_max, similarity, upsample
-from ...method.segment import label_maps
+from ...method.config import ModelConfig, architecture
+from ...method.heatmap import similarity
+from ...method.methods import methods
+from ...method.methods.gem import GEMConfig
 from ...pictures.overlays import heat_colours, label_colour
 from ...pictures.transform import ImageTransform
 from ...predictor import GEMPredictor
 from ..demo import DEMO_PICTURES, demo_picture
-from ..quality.measure import with_settings
 from .decoding import Decoder, Prepared, prepare
 from .limits import Limits
 from .question import Question
 
 MODELS_KEPT = 2  # loaded at the same time
-MAP_SIDE = 512  # pixels of the longer side of the maps
 MOST_ITERATIONS = 8
+SCALE = 50.0  # inverse temperature of the segmentation's softmax, as in `GEMPredictor.segment`
+DRAWINGS = "tiny-emoji"  # the name of models that know drawings only
+FETCH = "python convert_weights.py --model ViT-B/16 --pretrained openai"
 
 
 class _Loaded(NamedTuple):
@@ -59,7 +58,7 @@ class Engine:
         self._choices: dict[str, tuple[str, str]] = {
             f"{header.model} {header.pretrained}": (name, tag)
         }
-        self._about = {key: _about(header.config, header.gem) for key in self._choices}
+        self._about = {key: _about(key, header.config, header.gem) for key in self._choices}
         for row in PRETRAINED:
             key = f"{row.name} {row.tag}"
             path = find_file(row)
@@ -68,7 +67,7 @@ class Engine:
             own = read_header(path) if path.suffix == ".safetensors" else None
             config = architecture(row.name).image.layers if own is None else own.config
             self._choices[key] = (row.name, row.tag)
-            self._about[key] = _about(config, own.gem if own else GEMConfig())
+            self._about[key] = _about(key, config, own.gem if own else GEMConfig())
         self._loaded[next(iter(self._choices))] = first
 
     def about(self) -> dict[str, Any]:
@@ -76,41 +75,50 @@ class Engine:
         ramp = heat_colours(np.linspace(0, 1, 256, dtype=np.float32)[None])[0]
         return {
             "models": [{"name": name, **self._about[name]} for name in self._choices],
+            "methods": [
+                {"name": each.name, "title": each.summary.partition(":")[0], "about": each.summary}
+                for each in methods()
+            ],
+            "fetch": FETCH,
             "limits": {
                 "upload_bytes": self.limits.upload_bytes,
                 "prompts": self.limits.prompts,
                 "letters": self.limits.letters,
             },
             "most_iterations": MOST_ITERATIONS,
+            "scale": SCALE,
             "colours": (ramp * 255).round().astype(int).tolist(),
+            "word_colours": [label_colour(index) for index in range(self.limits.prompts)],
             "examples": _examples(),
         }
 
     def answer(self, question: Question) -> dict[str, Any]:
-        """Both streams' maps and label maps. Raises ValueError for what cannot be answered."""
+        """Patch scores of all words by each method. Raises ValueError for what has no answer.
+
+        They are cosines (some methods change them), one float32 for each word, the background's
+        last, and each patch, row by row.
+        """
         with self._lock:
             start = time.perf_counter()
             loaded = self._model(question.model)
             model = _with(loaded.model, question.settings)
             ready = self._prepared(question, loaded.transform)
-            with torch.inference_mode():
-                maps = _maps(model, ready.image[None], [*question.prompts, *question.background])
+            words = [*question.prompts, *question.background]
+            scores, grid = _scores(model, ready.image[None], words, question.methods)
             height, width = ready.size
-            scale = MAP_SIDE / max(ready.size)
-            size = (max(1, round(height * scale)), max(1, round(width * scale)))
-            answer: dict[str, Any] = {
+            return {
                 "model": f"{model.header.model} {model.header.pretrained}",
                 "picture": f"data:image/jpeg;base64,{base64.b64encode(ready.shown).decode()}",
                 "size": {"width": width, "height": height},
-                "prompts": [
-                    {"name": name, "colour": list(label_colour(index))}
-                    for index, name in enumerate(question.prompts)
+                "grid": {"width": grid[1], "height": grid[0]},
+                "prompts": question.prompts,
+                "background": question.background,
+                "methods": [
+                    {"name": name, "scores": base64.b64encode(values.tobytes()).decode()}
+                    for name, values in scores.items()
                 ],
+                "seconds": round(time.perf_counter() - start, 3),
             }
-            for stream, cosines in maps.items():
-                answer[stream] = _drawn(cosines, len(question.prompts), size)
-            answer["seconds"] = round(time.perf_counter() - start, 3)
-            return answer
 
     def _prepared(self, question: Question, transform: ImageTransform) -> Prepared:
         if isinstance(question.picture, str):
@@ -135,34 +143,33 @@ class Engine:
         return _Loaded(model, transform)
 
 
-def _about(config: ModelConfig | int, gem: GEMConfig) -> dict[str, Any]:
-    layers = config if isinstance(config, int) else config.image.layers
+def _about(name: str, config: ModelConfig | int, gem: GEMConfig) -> dict[str, Any]:
     return {
-        "layers": layers,
+        "layers": config if isinstance(config, int) else config.image.layers,
         "depth": gem.blocks + 1,
         "iterations": gem.iters,
         "temperature": gem.inv_temp,
+        "drawings": name.startswith(DRAWINGS),
     }
 
 
 def _with(model: GEMPredictor, settings: Mapping[str, Any]) -> GEMPredictor:
-    """The model under the settings that are given and not null; the weights are shared."""
-    gem = model.network.gem
+    """The model with GEM under the settings that are given and not null; weights are shared."""
+    changes: dict[str, Any] = {}
     if (depth := settings.get("depth")) is not None:
-        layers = model.network.config.image.layers
-        _check_whole("depth", depth, 1, layers + 1)
-        gem = replace(gem, blocks=depth - 1)
+        _check_whole("depth", depth, 1, model.network.config.image.layers + 1)
+        changes["blocks"] = depth - 1
     if (iterations := settings.get("iterations")) is not None:
         _check_whole("iterations", iterations, 0, MOST_ITERATIONS)
-        gem = replace(gem, iters=iterations)
+        changes["iters"] = iterations
     if (temperature := settings.get("temperature")) is not None:
         if temperature == "adaptive":
-            gem = replace(gem, inv_temp=None)
+            changes["inv_temp"] = None
         elif isinstance(temperature, int | float) and 0 < temperature <= 1000:
-            gem = replace(gem, inv_temp=float(temperature))
+            changes["inv_temp"] = float(temperature)
         else:
             raise ValueError("the temperature is a number above 0, up to 1000, or 'adaptive'")
-    return model if gem == model.network.gem else with_settings(model, gem)
+    return model.with_gem(**changes)
 
 
 def _check_whole(name: str, value: Any, low: int, high: int) -> None:
@@ -170,39 +177,25 @@ def _check_whole(name: str, value: Any, low: int, high: int) -> None:
         raise ValueError(f"the {name} is a whole number from {low} to {high}")
 
 
-def _maps(model: GEMPredictor, image: Tensor, words: list[str]) -> dict[str, Tensor]:
-    """Cosines [words, grid h, grid w] of either stream, from one pass through the image tower."""
-    text = model.encode_text(words)[0]  # [p, e]
-    features = model.encode_image(image)
-    grid = features.grid
-    return {
-        name: similarity(stream, text)[0].unflatten(-1, grid).cpu()
-        for name, stream in (("gem", features.gem), ("clip", features.clip))
-    }
+def _scores(
+    model: GEMPredictor, image: torch.Tensor, words: list[str], names: list[str]
+) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
+    """Patch scores [words, grid h, grid w] by each method, and the grid.
 
-
-def _drawn(cosines: Tensor, prompts: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Maps of the prompts and the label map that follows from all words, as PNGs."""
-    grid = (cosines.shape[1], cosines.shape[2])
-    flat = cosines.flatten(1)[None]  # [1, words, n]
-    full = upsample(flat, grid, size)  # [1, words, h, w]
-    labels = label_maps(full, classes=prompts).labels[0]
-    heat = (255 * min_max(full[0, :prompts])).round().to(torch.uint8)
-    return {
-        "maps": [_grey(each.numpy()) for each in heat],
-        "labels": _grey(labels.to(torch.uint8).numpy()),
-        "highest": [round(float(each.max()), 4) for each in cosines[:prompts]],
-    }
-
-
-def _grey(values: NDArray[np.uint8]) -> str:
-    return _data_url(Image.fromarray(values), "PNG")
-
-
-def _data_url(picture: Image.Image, kind: str) -> str:
-    file = io.BytesIO()
-    picture.save(file, kind, quality=90)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    model: with GEM, whose pass through the image tower serves plain CLIP as well.
+    """
+    scores: dict[str, np.ndarray] = {}
+    with torch.no_grad():
+        text = model.encode_text(words)[0]  # [p, e]
+        features = model.encode_image(image)
+        for name in names:
+            if name in ("gem", "clip"):
+                maps = similarity(getattr(features, name), text).unflatten(-1, features.grid)
+            else:
+                other = model.with_method(name)
+                maps = other(image, text, normalize=False, size="patches")
+            scores[name] = maps[0].float().cpu().numpy().astype("<f4")
+    return scores, features.grid
 
 
 def _examples() -> list[dict[str, Any]]:
@@ -213,5 +206,11 @@ def _examples() -> list[dict[str, Any]]:
             picture, words = demo_picture(name)
         except FileNotFoundError:  # a copy of the package without the weights/ folder
             continue
-        examples.append({"name": name, "picture": _data_url(picture, "PNG"), "prompts": words})
+        examples.append({"name": name, "picture": _data_url(picture), "prompts": words})
     return examples
+
+
+def _data_url(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from ...method.methods import methods
 from ..demo import DEMO_PICTURES
 from .limits import Limits, Refusal
 
@@ -21,7 +22,8 @@ class Question(NamedTuple):
     picture: bytes | str  # an encoded picture, or the name of an example
     prompts: list[str]
     background: list[str]
-    settings: dict[str, Any]
+    methods: list[str]  # one or two, by name
+    settings: dict[str, Any]  # of GEM
 
 
 class NotJSON(Refusal):
@@ -77,8 +79,16 @@ def read_question(content: Any, limits: Limits) -> Question:
     settings = content.get("settings", {})
     if not isinstance(settings, dict):
         raise ValueError("the settings are not a JSON object")
+    names = content.get("methods", ["gem", "clip"])
+    known = [method.name for method in methods()]
+    if (
+        not isinstance(names, list)
+        or not 1 <= len(names) <= 2
+        or any(n not in known for n in names)
+    ):
+        raise ValueError(f"expected one or two methods of: {', '.join(known)}")
     background = _words(content.get("background", []), "background words", limits)
-    return Question(str(content.get("model", "")), picture, prompts, background, settings)
+    return Question(str(content.get("model", "")), picture, prompts, background, names, settings)
 
 
 def _words(values: Any, what: str, limits: Limits) -> list[str]:

@@ -1,4 +1,4 @@
-"""The page over HTTP: five files, two calls, and the checks that keep strangers and giants out."""
+"""The page over HTTP: its files, two calls, and the checks that keep strangers and giants out."""
 
 import ipaddress
 import json
@@ -29,8 +29,10 @@ HERE = Path(__file__).resolve().parent
 FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/draw.js": ("draw.js", "text/javascript; charset=utf-8"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
+        for name in ("page", "view", "words", "maps", "draw", "files")
+    },
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 # Nothing is loaded from elsewhere, nothing inline runs, no other site may frame the page.
@@ -90,6 +92,7 @@ def create_app(engine: Engine, *, names: Iterable[str] = ()) -> "Guard":
 
     limits = engine.limits
     turns, bodies = Turns(limits), Bodies(limits)
+    start = b""  # what the page starts with, once somebody asked
     contents = {path: (HERE / name).read_bytes() for path, (name, _) in FILES.items()}
     # Base64 takes four letters for three bytes; the words and settings come on top.
     longest = limits.upload_bytes * 4 // 3 + WORDS_BYTES
@@ -106,8 +109,9 @@ def create_app(engine: Engine, *, names: Iterable[str] = ()) -> "Guard":
         return Response(contents[path], media_type=FILES[path][1])
 
     async def about(request: Request) -> Response:
-        content = await run_in_threadpool(lambda: json.dumps(engine.about()))
-        return Response(content, media_type="application/json")
+        nonlocal start
+        start = start or await run_in_threadpool(lambda: json.dumps(engine.about()).encode())
+        return Response(start, media_type="application/json")
 
     async def maps(request: Request) -> Response:
         address = visitor(request.client.host if request.client else None)
