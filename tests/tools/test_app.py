@@ -162,11 +162,22 @@ def test_an_example_and_what_the_page_starts_with(address: str) -> None:
     assert {"tiny-emoji v1"} <= {model["name"] for model in about["models"] if model["drawings"]}
     assert [method["name"] for method in about["methods"]] == [each.name for each in gem.methods()]
     assert len(about["colours"]) == 256 and about["limits"]["prompts"] == 4
-    example = about["examples"][0]
-    status, content, _ = ask(
-        address, request(picture=None, example=example["name"], prompts=example["prompts"])
-    )
-    assert status == 200 and content["prompts"] == example["prompts"]
+    names = ["demo-photo.jpg", "demo.png", "demo-2.png", "demo-3.png"]
+    assert [example["name"] for example in about["examples"]] == names
+    for example in about["examples"]:
+        assert decoded(example["picture"]).shape[2] == 3
+        assert example["drawing"] == (example["name"] != "demo-photo.jpg")
+        status, content, _ = ask(
+            address, request(picture=None, example=example["name"], prompts=example["prompts"])
+        )
+        assert status == 200 and content["prompts"] == example["prompts"]
+
+
+def test_a_photograph_is_no_example_for_drawings(engine: Engine) -> None:
+    drawings = Engine.__new__(Engine)
+    drawings.limits, drawings._choices = LIMITS, {"tiny-emoji v1": ("tiny-emoji", "v1")}
+    drawings._about = {name: engine._about[name] for name in drawings._choices}
+    assert all(example["drawing"] for example in drawings.about()["examples"])
 
 
 def test_another_model(address: str) -> None:

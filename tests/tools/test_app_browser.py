@@ -477,11 +477,20 @@ def test_drawings_only(page: Any) -> None:
         page.click("#copy-fetch")
         page.locator("#copy-fetch", has_text="Copied").wait_for()
         assert page.evaluate("navigator.clipboard.readText()") == command
-    about["models"].append({**about["models"][0], "name": "ViT-B/16 openai", "drawings": False})
+    other = {**about["models"][0], "name": "ViT-B/16 openai", "drawings": False}
+    about["models"].insert(0, other)
+    photograph = {**about["examples"][0], "name": "demo-photo.jpg", "drawing": False}
+    about["examples"].append({**photograph, "prompts": ["spoon"]})
+    page.route(
+        "**/api/maps",
+        lambda route: route.continue_(
+            post_data=route.request.post_data.replace("ViT-B/16 openai", "tiny-emoji v1")
+        ),
+    )
     page.route("**/api/about", lambda route: route.fulfill(json=about))
-    page.reload()
-    page.wait_for_selector("#cards:not([hidden])")
+    open_page(page, page.url.partition("#")[0])
     assert not page.locator("#notice").is_visible()
+    assert chips(page) == ["spoon"]  # a photograph is the first example of a model that knows them
 
 
 # ---- hands

@@ -6,7 +6,10 @@ give way to new ones when there are too many, the longest waiting first; those a
 
 from typing import ClassVar
 
-from .limits import Limits, visitor
+from .limits import Limits, file_handles, visitor
+
+OTHER_FILES = 100  # weights, pipes, the page's own
+ACCEPTED = 256  # connections taken at once, which must not push each other out before they speak
 
 
 def protocol(limits: Limits) -> type:
@@ -14,6 +17,8 @@ def protocol(limits: Limits) -> type:
     import asyncio
 
     from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    most = int(min(limits.connections, max(10, file_handles() - OTHER_FILES)))
 
     class Connection(H11Protocol):
         """One connection; `since` is when it last began to wait for its visitor."""
@@ -28,11 +33,9 @@ def protocol(limits: Limits) -> type:
             self.address = visitor(self.client[0] if self.client else None)
             self.since = self.loop.time()
             same = [other for other in self.opened if other.address == self.address]
-            each = limits.connections_each if self.address else limits.connections
+            each = limits.connections_each if self.address else most
             full = len(same) >= each and not _close_longest(same)
-            full = full or (
-                len(self.opened) >= limits.connections and not _close_longest(list(self.opened))
-            )
+            full = full or (len(self.opened) >= most and not _close_longest(list(self.opened)))
             if full:
                 transport.abort()
                 return

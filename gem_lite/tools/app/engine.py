@@ -1,7 +1,6 @@
 """What the page asks for: a picture and words in, patch scores of two methods out."""
 
 import base64
-import io
 import threading
 import time
 from collections.abc import Mapping
@@ -9,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ...checkpoints.known import PRETRAINED, find_file
 from ...checkpoints.ours import read_header
@@ -21,7 +19,7 @@ from ...method.methods.gem import GEMConfig
 from ...pictures.overlays import heat_colours, label_colour
 from ...pictures.transform import ImageTransform
 from ...predictor import GEMPredictor
-from ..demo import DEMO_PICTURES, demo_picture
+from ..demo import DEMO_PICTURES, PHOTOGRAPH, demo_picture
 from .decoding import Decoder, Prepared, prepare
 from .limits import Limits
 from .question import Question
@@ -89,7 +87,7 @@ class Engine:
             "scale": SCALE,
             "colours": (ramp * 255).round().astype(int).tolist(),
             "word_colours": [label_colour(index) for index in range(self.limits.prompts)],
-            "examples": _examples(),
+            "examples": _examples(not all(each["drawings"] for each in self._about.values())),
         }
 
     def answer(self, question: Question) -> dict[str, Any]:
@@ -169,6 +167,8 @@ def _with(model: GEMPredictor, settings: Mapping[str, Any]) -> GEMPredictor:
             changes["inv_temp"] = float(temperature)
         else:
             raise ValueError("the temperature is a number above 0, up to 1000, or 'adaptive'")
+    if not changes and model.method.name == "gem":
+        return model
     return model.with_gem(**changes)
 
 
@@ -198,19 +198,18 @@ def _scores(
     return scores, features.grid
 
 
-def _examples() -> list[dict[str, Any]]:
+def _examples(photographs: bool) -> list[dict[str, Any]]:
     """The pictures that ship with the package, as far as they came along."""
     examples = []
-    for name in DEMO_PICTURES:
+    for name in (*([PHOTOGRAPH] if photographs else []), *DEMO_PICTURES):
         try:
-            picture, words = demo_picture(name)
+            _, words = demo_picture(name)
         except FileNotFoundError:  # a copy of the package without the weights/ folder
             continue
-        examples.append({"name": name, "picture": _data_url(picture), "prompts": words})
+        path = find_file(name)
+        assert path is not None
+        kind = "jpeg" if path.suffix == ".jpg" else "png"
+        url = f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        drawing = name != PHOTOGRAPH
+        examples.append({"name": name, "picture": url, "prompts": words, "drawing": drawing})
     return examples
-
-
-def _data_url(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -2,6 +2,8 @@
 
 import asyncio
 import ipaddress
+import math
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -26,8 +28,9 @@ class Limits:
     # Requests that wait for the one at work; more are refused.
     waiting: int = 64
     waiting_each: int = 4  # of one address
-    # Open connections. Beyond them the one that has been silent longest is closed for a new one.
-    connections: int = 200
+    # Open connections, where the system lets a process have as many. Beyond them the one that has
+    # been silent longest is closed for a new one.
+    connections: int = 1500
     connections_each: int = 24  # of one address
     # Times of the transport.
     head_seconds: float = 10  # from a connection, or a request's first byte, to the end of its head
@@ -73,6 +76,16 @@ class TooSlow(Refusal):
 
 class Gone(Exception):
     """The visitor hung up."""
+
+
+def file_handles() -> float:
+    """How many files and connections the system lets this process have open."""
+    if sys.platform == "win32":
+        return math.inf
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def visitor(host: str | None) -> str:

@@ -30,6 +30,8 @@ const settings = () => ({
 
 // ---- what is asked for
 
+const chosen = () => about.models.find((model) => model.name === $("model").value);
+
 function number(id) {
   const text = $(id).value.trim();
   return text === "" ? null : Number(text);
@@ -73,7 +75,8 @@ function showExample(example) {
 }
 
 function takeExample(name) {
-  const example = about.examples.find((each) => each.name === name) ?? about.examples[0];
+  const example = about.examples.find((each) => each.name === name)
+    ?? about.examples.find((each) => each.drawing === chosen().drawings) ?? about.examples[0];
   showExample(example);
   $("file").value = "";
   $("prompts").value = "";
@@ -227,7 +230,7 @@ async function recall() {
 // ---- the start
 
 function describeModel() {
-  const model = about.models.find((each) => each.name === $("model").value);
+  const model = chosen();
   const adaptive = model.temperature === null;
   $("depth").max = model.layers + 1;
   $("depth").placeholder = model.depth;

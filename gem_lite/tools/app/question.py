@@ -7,7 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 from ...method.methods import methods
-from ..demo import DEMO_PICTURES
+from ..demo import DEMO_PICTURES, PHOTOGRAPH
 from .limits import Limits, Refusal
 
 WORDS_BYTES = 64_000  # of a request's JSON without its picture
@@ -65,7 +65,7 @@ def read_question(content: Any, limits: Limits) -> Question:
     picture: Any = content.get("picture")
     if picture is None:
         picture = content.get("example")
-        if picture not in DEMO_PICTURES:
+        if picture not in (*DEMO_PICTURES, PHOTOGRAPH):
             raise ValueError("choose a picture")
     else:
         if not isinstance(picture, str | bytes):

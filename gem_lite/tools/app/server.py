@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .connections import protocol
+from .connections import ACCEPTED, protocol
 from .engine import Engine
 from .limits import (
     Bodies,
@@ -245,6 +245,7 @@ def configuration(app: Guard, **more: Any) -> Any:
         app,
         http=protocol(app.limits),
         ws="none",
+        backlog=ACCEPTED,
         access_log=False,
         log_level="error",
         timeout_keep_alive=round(app.limits.idle_seconds),
