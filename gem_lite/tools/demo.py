@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 DEMO_PICTURES = ("demo.png", "demo-2.png", "demo-3.png")
 DEMO_PICTURE = DEMO_PICTURES[0]
+PHOTOGRAPH = "demo-photo.jpg"  # for models that know more than drawings
 BACKGROUND = ["background"]  # the caption with which the model learned to name empty pictures
 SIDE = 240  # pixels at which the small picture and its maps are shown
 
@@ -20,7 +21,7 @@ SIDE = 240  # pixels at which the small picture and its maps are shown
 def demo_picture(name: str = DEMO_PICTURE) -> tuple[Image.Image, list[str]]:
     """The picture, and the words for what is in it, which the file itself carries.
 
-    name: one of `DEMO_PICTURES`.
+    name: one of `DEMO_PICTURES`, or PHOTOGRAPH.
 
     Raises FileNotFoundError when it did not come along with the package.
     """
@@ -33,7 +34,8 @@ def demo_picture(name: str = DEMO_PICTURE) -> tuple[Image.Image, list[str]]:
     from PIL import Image
 
     with Image.open(path) as file:
-        return file.convert("RGB"), str(file.info["words"]).split(", ")
+        words = file.info.get("words") or file.info["comment"].decode()  # of a PNG, a JPEG
+        return file.convert("RGB"), words.split(", ")
 
 
 def demo_sheet(

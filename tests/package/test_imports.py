@@ -78,7 +78,8 @@ ORDER: dict[str, list[str]] = {
         *("evaluation.datasets", "evaluation.openimages", "evaluation.progress"),
         *("evaluation.protocols", "evaluation.report", "evaluation.run", "evaluation.resize"),
         *("evaluation.stages", "evaluation.tasks", "evaluation.evaluate"),
-        *("app.engine", "app.server"),
+        *("app.limits", "app.question", "app.decoding", "app.engine"),
+        *("app.connections", "app.server"),
         *("commands.words", "commands.inputs", "commands.model", "commands.pictures"),
         *("commands.protocol", "commands.app", "commands.convert", "commands.demo"),
         *("commands.evaluate", "commands.segment", "commands.heatmap", "commands.models"),
@@ -211,7 +212,8 @@ def test_third_parties_are_the_core_packages(name: str) -> None:
     allowed = {
         "checkpoints.files": {"filelock"},  # of torch's own requirements
         "pictures.overlays": {"IPython"},
-        "tools.app.server": {"anyio", "starlette", "uvicorn"},
+        "tools.app.connections": {"uvicorn"},
+        "tools.app.server": {"starlette", "uvicorn"},
         "tools.evaluation.context": {"scipy"},
     }.get(name, set())
     assert inside <= allowed, inside

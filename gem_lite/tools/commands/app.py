@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C."""
-    from ..app.engine import Engine, Limits
+    from ..app.engine import Engine
+    from ..app.limits import Limits
     from ..app.server import create_app, serve
 
     if not 0 <= args.port <= 65535:
