@@ -140,7 +140,7 @@ def test_linear_of_any_shape(shape: tuple[int, ...]) -> None:
 
 def test_texts_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short texts are encoded together, long ones apart, and each as if it were alone."""
-    monkeypatch.setattr("gem_lite.predictor.TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr("gem_lite.prompts.TOKENS_AT_ONCE", 40)
     model = small_model()
     words = ["cat", " ".join(["dog"] * 15), "a bee", "x" * 30, "cat sat", "zebra", "cat"]
     found = model.encode_text(words)[0]
