@@ -12,10 +12,9 @@ import torch
 
 from .checkpoints.assemble import assemble, build
 from .checkpoints.convert import convert, resolve_config
-from .checkpoints.files import exclusive
+from .checkpoints.files import cache_folder, exclusive, expanded
 from .checkpoints.header import Header
 from .checkpoints.known import (
-    cache_folder,
     default_file_name,
     fetch_source,
     find_file,
@@ -25,6 +24,7 @@ from .checkpoints.known import (
 )
 from .checkpoints.others import Source, read_source
 from .checkpoints.table import PRETRAINED, Pretrained
+from .checkpoints.verify import check_once
 from .fast import Setting
 from .method.config import (
     OPENAI_MEAN,
@@ -174,7 +174,7 @@ def locate(
     """
     row = find_row(model_name, pretrained) if isinstance(pretrained, str) else None
     if row is None:
-        path = Path(pretrained).expanduser()
+        path = expanded(pretrained)
         if path.exists():
             return path, None
         text = os.fspath(pretrained)
@@ -363,6 +363,7 @@ def _load(
         architecture(model_name)
     header = header_for(source, model_name, row, activation=activation)
     gem = settings.over(header.gem, header.config.image.layers)
+    check_once(source, row)
     network = assemble(
         source.tensors,
         header.config,

@@ -9,7 +9,10 @@ from .files import shown
 
 FORMAT_VERSION = 1
 METADATA_KEY = "gem_lite"
-LARGEST = 1e4  # above every mean and std of pixels, whatever their scale
+LARGEST = 1e4  # above every mean and std of pixels, whatever their scale, and every inv_temp
+LARGEST_SIZE = 1 << 14  # pixels
+MOST_ITERS = 1000
+LONGEST = 1 << 16  # characters of a header
 
 _T = TypeVar("_T")
 
@@ -35,6 +38,17 @@ class Header:
         """The header for weights that were in use and may have been trained further."""
         return replace(self, config=config, gem=gem, verified="saved from memory")
 
+    def check_ranges(self) -> None:
+        """Raise ValueError for numbers that no model has, and that would take hours or give NaN."""
+        if not 1 <= self.size <= LARGEST_SIZE:
+            raise ValueError(f"size is {self.size}; expected 1 to {LARGEST_SIZE}")
+        if self.gem.iters > MOST_ITERS:
+            raise ValueError(f"iters is {self.gem.iters}; expected at most {MOST_ITERS}")
+        if self.gem.inv_temp is not None and not 1 / LARGEST <= self.gem.inv_temp <= LARGEST:
+            raise ValueError(f"inv_temp is {self.gem.inv_temp}; expected at most {LARGEST}")
+        if min(self.std) < 1 / LARGEST:
+            raise ValueError(f"std is {self.std}; expected numbers above {1 / LARGEST}")
+
     def to_json(self) -> str:
         """The header as the text stored in a file."""
         return json.dumps(asdict(self))
@@ -43,6 +57,8 @@ class Header:
     def from_json(cls, text: str) -> "Header":
         """The header from the text stored in a file. Raises ValueError when it is not one."""
         try:
+            if len(text) > LONGEST:
+                raise ValueError(f"{len(text)} characters; expected at most {LONGEST}")
             content = json.loads(text)
             version = content["format_version"]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -60,7 +76,9 @@ class Header:
             content["gem"] = _typed(GEMConfig, content["gem"])
             content["mean"] = three_numbers("mean", content["mean"])
             content["std"] = three_numbers("std", content["std"])
-            return _typed(cls, content)
+            header = _typed(cls, content)
+            header.check_ranges()
+            return header
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise _damaged(error) from error
 

@@ -146,6 +146,17 @@ def damaged_headers() -> list[tuple[str, ...] | Any]:
         ("gem", "streams", "qq"),
         ("gem", "blocks", -1),
         ("gem", "inv_temp", 0),
+        ("gem", "inv_temp", 1e308),
+        ("gem", "inv_temp", 1e-308),
+        ("gem", "iters", 10**9),
+        ("size", 2**40),
+        ("size", 0),
+        ("mean", [1e308, 0.5, 0.5]),
+        ("mean", [10**400, 0.5, 0.5]),
+        ("std", [0.5, 0.5, 0]),
+        ("std", [0.5, 0.5, 1e-308]),
+        ("std", [0.5, 0.5, -0.5]),
+        ("licence", "x" * 100_000),
     ]
     return cases
 
@@ -553,7 +564,7 @@ def test_file_layout(file: Path) -> None:
     (length,) = struct.unpack("<Q", content[:8])
     described = json.loads(content[8 : 8 + length])
     metadata = described.pop("__metadata__")
-    assert set(metadata) == {"format", "gem_lite"}
+    assert set(metadata) == {"format", "gem_lite", "gem_lite_digest"}
     assert set(described) == set(STATE)
     start, end = described["ln_final.bias"]["data_offsets"]
     numbers = torch.frombuffer(

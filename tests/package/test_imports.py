@@ -46,9 +46,9 @@ ORDER: dict[str, list[str]] = {
         *("heatmap", "segment", "windows", "refine"),
     ],
     "checkpoints": [
-        *("files", "header", "assemble", "ours"),
+        *("files", "records", "header", "assemble", "ours"),
         *("pickles", "archive", "huggingface", "configs", "open_clip", "others", "convert"),
-        *("transfer", "fetch", "table", "known", "hub"),
+        *("transfer", "fetch", "table", "known", "hub", "verify"),
     ],
     "pictures": ["transform", "opening", "overlays", "labels", "boxes"],
     "tools": [
