@@ -322,7 +322,7 @@ def profile(weights: Path) -> None:
 
 def work(model: Any, n: int) -> float:
     """Floating-point operations of the image tower for one image of n tokens."""
-    tower, gem = model.network.config.image, model.network.gem
+    tower, gem = model.network.config.image, model.network.method
     d, m = tower.width, tower.mlp_width
     product = 2 * n * n * d  # of a score matrix with something, over all heads
     block = 2 * n * d * (4 * d + 2 * m) + 2 * product

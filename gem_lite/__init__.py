@@ -3,13 +3,17 @@
 from ._version import __version__
 from .checkpoints.fetch import FetchError
 from .checkpoints.known import available_models
-from .factory import create_gem_model, create_model_and_transforms, get_tokenizer
-from .method.config import ARCHITECTURES, GEMConfig, ImageConfig, ModelConfig, TextConfig
+from .factory import create_gem_model, create_model_and_transforms, get_tokenizer, save
+from .method.base import Method
+from .method.config import ARCHITECTURES, ImageConfig, ModelConfig, TextConfig
+from .method.methods import methods
+from .method.methods.gem import GEMConfig
+from .method.scores import similarity_map_to_points
 from .pictures.boxes import Box, boxes, points
 from .pictures.labels import Segmentation, class_areas, label_picture, save_labels
 from .pictures.overlays import label_overlay, visualize
 from .pictures.transform import get_gem_img_transform
-from .predictor import DenseFeatures, GEMPredictor, save
+from .predictor import DenseFeatures, GEMPredictor
 
 __all__ = [
     "ARCHITECTURES",
@@ -19,6 +23,7 @@ __all__ = [
     "GEMConfig",
     "GEMPredictor",
     "ImageConfig",
+    "Method",
     "ModelConfig",
     "Segmentation",
     "TextConfig",
@@ -32,8 +37,10 @@ __all__ = [
     "get_tokenizer",
     "label_overlay",
     "label_picture",
+    "methods",
     "points",
     "save",
     "save_labels",
+    "similarity_map_to_points",
     "visualize",
 ]

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gem_lite.checkpoints.header import Header
-from gem_lite.method.config import Activation, GEMConfig, ImageConfig, ModelConfig, TextConfig
+from gem_lite.method.config import Activation, ImageConfig, ModelConfig, TextConfig
+from gem_lite.method.methods.gem import GEMConfig
 
 State = Mapping[str, Tensor]
 

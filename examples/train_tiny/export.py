@@ -25,7 +25,8 @@ from train import CONFIG, fold_centre, name_tokens
 
 from gem_lite.checkpoints.header import Header
 from gem_lite.checkpoints.ours import load, write
-from gem_lite.method.config import OPENAI_MEAN, OPENAI_STD, GEMConfig
+from gem_lite.method.config import OPENAI_MEAN, OPENAI_STD
+from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.method.model import GEMNetwork
 from gem_lite.pictures.transform import get_gem_img_transform
 from gem_lite.predictor import GEMPredictor

@@ -31,17 +31,10 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 import pictures
 
-from gem_lite.method.config import (
-    OPENAI_MEAN,
-    OPENAI_STD,
-    GEMConfig,
-    ImageConfig,
-    ModelConfig,
-    TextConfig,
-)
+from gem_lite.method.config import OPENAI_MEAN, OPENAI_STD, ImageConfig, ModelConfig, TextConfig
 from gem_lite.method.image import resample_positions
-from gem_lite.method.model import GEMNetwork, initialize
-from gem_lite.method.text import end_of_text
+from gem_lite.method.methods.gem import GEMConfig
+from gem_lite.method.model import GEMNetwork, end_of_text, initialize
 from gem_lite.tokenizer import Tokenizer
 from gem_lite.tools.quality.scenes import Sprites, background, caption, compose, scenes
 

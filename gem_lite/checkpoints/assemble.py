@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..method.config import GEMConfig, ImageConfig, ModelConfig, TextConfig
+from ..method.base import Method
+from ..method.config import ImageConfig, ModelConfig, TextConfig
 from ..method.model import GEMNetwork
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -106,7 +107,7 @@ def check_finite(tensors: Mapping[str, Tensor], *, where: str = "") -> None:
 def assemble(
     tensors: Mapping[str, Tensor],
     config: ModelConfig,
-    gem: GEMConfig,
+    method: Method,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -123,7 +124,7 @@ def assemble(
     or not finite.
     """
     clip = expected_shapes(config)
-    network = build(config, gem)
+    network = build(config, method)
     declared = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     shapes = shapes_of(tensors)
     wanted = {name: shape for name, shape in declared.items() if name in clip or name in shapes}
@@ -148,7 +149,7 @@ def assemble(
     return network.to(device=device, dtype=dtype).eval()  # also what the file does not hold
 
 
-def build(config: ModelConfig, gem: GEMConfig) -> GEMNetwork:
+def build(config: ModelConfig, method: Method) -> GEMNetwork:
     """A network whose CLIP tensors take no memory yet, its other tensors as constructed.
 
     Where a constructor does more than declare CLIP's tensors, such as looking at their numbers or
@@ -157,12 +158,12 @@ def build(config: ModelConfig, gem: GEMConfig) -> GEMNetwork:
     clip = expected_shapes(config).keys()
     try:
         with _EmptyTakesNoMemory():
-            network = GEMNetwork(config, gem)
+            network = GEMNetwork(config, method)
         if {name for name, _ in _without_memory(network)} <= clip:
             return network
     except Exception:  # whatever operators say of tensors without numbers
         pass
-    network = GEMNetwork(config, gem)
+    network = GEMNetwork(config, method)
     state = network.state_dict()
     state = {name: tensor.to("meta") for name, tensor in state.items() if name in clip}
     network.load_state_dict(state, strict=False, assign=True)

@@ -9,12 +9,12 @@ import torch
 from ..method.config import (
     ARCHITECTURES,
     Activation,
-    GEMConfig,
     ModelConfig,
     architecture,
     fold_name,
     split_name,
 )
+from ..method.methods.gem import GEMConfig
 from .assemble import assemble, check_finite, check_shapes
 from .files import atomic_file
 from .header import Header
@@ -126,14 +126,14 @@ def _features_error(
     images = torch.randn(1, 3, side, side, generator=generator).to(device)
     tokens = torch.randint(0, config.text.vocab - 2, (2, config.text.context), generator=generator)
     tokens[:, -1] = config.text.vocab - 1
-    gem = GEMConfig(blocks=min(6, config.image.layers))
+    method = GEMConfig(blocks=min(6, config.image.layers))
     features = []
     # One network at a time, so that the largest models fit.
     for path, tensors in ((source.path, source.tensors), (written, open_file(written)[0])):
         network = assemble(
             tensors,
             config,
-            gem,
+            method,
             dtype=torch.float32,
             device=device,
             share=path == written,

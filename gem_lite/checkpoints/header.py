@@ -1,10 +1,12 @@
 """What a weight file of ours says about itself: the JSON in its safetensors metadata."""
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar, cast
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar, cast, get_args
 
-from ..method.config import GEMConfig, ImageConfig, ModelConfig, TextConfig
+from ..method.base import Method
+from ..method.config import ImageConfig, ModelConfig, TextConfig
+from ..method.methods.gem import GEMConfig
 from .files import shown
 
 FORMAT_VERSION = 1
@@ -32,11 +34,21 @@ class Header:
     sha256: str  # of that source file
     verified: str  # how the hash was checked: "sha256", "sha256 prefix", "unverified", ...
     licence: str
+    method: str = "gem"  # name of the method that the file asks for
+    settings: dict[str, Any] = field(default_factory=dict)  # of a method other than GEM
     format_version: int = FORMAT_VERSION
 
-    def changed(self, *, config: ModelConfig, gem: GEMConfig) -> "Header":
-        """The header for weights that were in use and may have been trained further."""
-        return replace(self, config=config, gem=gem, verified="saved from memory")
+    def changed(self, *, config: ModelConfig, method: Method) -> "Header":
+        """The header for weights that were in use and may have been trained further.
+
+        A method of the user's own is not recorded: whoever loads the file passes it again.
+        """
+        header = replace(self, config=config, verified="saved from memory")
+        if isinstance(method, GEMConfig):
+            return replace(header, gem=method, method="gem", settings={})
+        if method.name == Method.name:
+            return header
+        return replace(header, method=method.name, settings=asdict(method))
 
     def check_ranges(self) -> None:
         """Raise ValueError for numbers that no model has, and that would take hours or give NaN."""
@@ -76,6 +88,9 @@ class Header:
             content["gem"] = _typed(GEMConfig, content["gem"])
             content["mean"] = three_numbers("mean", content["mean"])
             content["std"] = three_numbers("std", content["std"])
+            settings = content.get("settings", {})
+            if not isinstance(settings, dict) or (settings and content.get("method") == "gem"):
+                raise TypeError(f"settings is {shown(settings)}; expected those of another method")
             header = _typed(cls, content)
             header.check_ranges()
             return header
@@ -92,11 +107,13 @@ def _typed(kind: type[_T], values: Any) -> _T:
     """A dataclass made of what JSON held; TypeError for a value of another type than its field."""
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} is {shown(values)}; expected an object")
-    kinds = {field.name: field.type for field in fields(cast(Any, kind))}
+    kinds = {each.name: each.type for each in fields(cast(Any, kind))}
     for name, value in values.items():
         expected = kinds.get(name)
         if expected in (int, str, bool) and type(value) is not expected:
             raise TypeError(f"{name} is {shown(value)}; expected {expected.__name__}")
+        if (choices := get_args(expected)) and str in map(type, choices) and value not in choices:
+            raise TypeError(f"{name} is {shown(value)}; expected one of {list(choices)}")
     return kind(**values)
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..method.config import GEMConfig
+from ..method.base import Method
 from ..method.model import GEMNetwork
 from .assemble import assemble, check_finite, check_shapes, shapes_of
 from .files import atomic_file, shown
@@ -105,18 +105,18 @@ def read_header(path: str | Path) -> Header | None:
 def load(
     path: str | Path,
     *,
-    gem: GEMConfig | None = None,
+    method: Method | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     mmap: bool = True,
 ) -> tuple[GEMNetwork, Header]:
     """Network and header from a weight file of ours, in eval mode.
 
-    `gem` None takes the header's settings. The most memory in use is the model and one tensor.
-    Where dtype and device are the file's own, its pages become the model's memory: read when first
-    used, copied when written to (the file stays as it is). Such a file may be replaced or deleted
-    while the model is in use, but not overwritten in place; `mmap` False reads all of it instead.
-    The first time on a machine, the tensors are held against the file's digest.
+    `method` None takes GEM with the header's settings. The most memory in use is the model and one
+    tensor. Where dtype and device are the file's own, its pages become the model's memory: read
+    when first used, copied when written to (the file stays as it is). Such a file may be replaced
+    or deleted while the model is in use, but not overwritten in place; `mmap` False reads all of
+    it instead. The first time on a machine, the tensors are held against the file's digest.
     Raises FileNotFoundError; ValueError for a file that is not ours, is damaged or does not fit.
     """
     tensors, header = open_file(path)
@@ -127,7 +127,7 @@ def load(
     network = assemble(
         tensors,
         header.config,
-        gem or header.gem,
+        method or header.gem,
         dtype=dtype,
         device=device,
         share=mmap,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from .config import GEMConfig
+from .base import Heads, Method, Trunk, project
 
 
 def adaptive_inv_temp(x: Tensor, head_channels: int) -> Tensor:
@@ -26,14 +26,20 @@ def adaptive_inv_temp(x: Tensor, head_channels: int) -> Tensor:
 
 
 def self_self_attention(
-    streams: Tensor, v: Tensor, inv_temp: Tensor | float, *, iters: int
+    streams: Tensor,
+    v: Tensor,
+    inv_temp: Tensor | float,
+    *,
+    iters: int,
+    grid: tuple[int, int] | None = None,
 ) -> Tensor:
     """Mean over streams of v read through each stream's attention to itself.
 
     With N(x) = L2 normalisation over channels and A(x) = softmax(inv_temp N(x) N(x)^T),
     each stream is refined `iters` times by x <- A(x) N(x), and then reads A(x) v.
 
-    streams: [s, b, h, n, c]; v: [b, h, n, c]; inv_temp: a number or [b, 1, 1, 1]; iters >= 0.
+    streams: [s, b, h, n, c]; v: [b, h, n, c]; inv_temp: a number or [b, 1, 1, 1]; iters >= 0;
+    grid: patches (h, w), for edits that look at neighbours (token 0 is the class token).
     Returns [b, h, n, c]. Source: GEM, section 3, self-self attention.
     """
     s = streams.shape[0]
@@ -64,33 +70,26 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [b, n, d] -> [b, n, d]."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [b, n, 3 d]
-        q, k, v = rearrange(qkv, "b n (s h c) -> s b h n c", s=3, h=self.heads)
+        q, k, v = project(self, x)  # each [b, h, n, c]
         out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # [b, h, n, c]
         return self.out_proj(rearrange(out, "b h n c -> b n (h c)"))
 
 
 class GEMAttention(nn.Module):
-    """CLIP's attention and, from the same projections, GEM's self-self attention."""
+    """CLIP's attention and, from the same projections, the method's."""
 
-    def __init__(self, width: int, heads: int, gem: GEMConfig) -> None:
+    def __init__(self, width: int, heads: int, method: Method) -> None:
         super().__init__()
         self.heads = heads
-        self.iters = gem.iters
-        self.inv_temp = gem.inv_temp
-        self.streams = ["qkv".index(letter) for letter in gem.streams]
+        self.method = method
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, trunk: Trunk) -> tuple[Tensor, Tensor]:
         """x: [b, n, d] -> what to add to the (clip, gem) streams, each [b, n, d]."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [b, n, 3 d]
-        qkv = rearrange(qkv, "b n (s h c) -> s b h n c", s=3, h=self.heads)
-        q, k, v = qkv  # each [b, h, n, c]
-        inv_temp = adaptive_inv_temp(x, q.shape[-1]) if self.inv_temp is None else self.inv_temp
+        q, k, v = project(self, x)  # each [b, h, n, c]
         clip = F.scaled_dot_product_attention(q, k, v)
-        streams = torch.stack([qkv[stream] for stream in self.streams])
-        gem = self_self_attention(streams, v, inv_temp, iters=self.iters)
+        gem = self.method.attention(Heads(q, k, v, x, trunk))
         out = self.out_proj(rearrange([clip, gem], "stream b h n c -> stream b n (h c)"))
         return out[0], out[1]

@@ -1,4 +1,4 @@
-"""Transformer blocks: CLIP's own, and GEM's with two streams. Both have the same parameters."""
+"""Transformer blocks: CLIP's own, and one with two streams. Both have the same parameters."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention, GEMAttention
-from .config import Activation, GEMConfig
+from .base import Method, Trunk
+from .config import Activation
 
 
 class Streams(NamedTuple):
@@ -85,26 +86,29 @@ class Block(nn.Module):
 
 
 class GEMBlock(nn.Module):
-    """CLIP's block with GEM's second stream beside it (GEM, section 3).
+    """CLIP's block with a second stream beside it (GEM, section 3).
 
     The clip stream runs exactly as in `Block`. The gem stream reads the clip stream and gathers
-    what self-self attention returns; it has no MLP, and nothing flows from it to the clip stream.
+    what the method's attention returns; nothing flows from it to the clip stream. GEM has no MLP
+    on it.
     """
 
     def __init__(
-        self, width: int, heads: int, mlp_width: int, activation: Activation, gem: GEMConfig
+        self, width: int, heads: int, mlp_width: int, activation: Activation, method: Method
     ) -> None:
         super().__init__()
-        self.residual = gem.residual
+        self.method = method
         self.ln_1 = nn.LayerNorm(width)
-        self.attn = GEMAttention(width, heads, gem)
+        self.attn = GEMAttention(width, heads, method)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_width, activation)
 
-    def forward(self, clip: Tensor, gem: Tensor) -> Streams:
+    def forward(self, clip: Tensor, gem: Tensor, trunk: Trunk) -> Streams:
         """clip, gem: [b, n, d] -> the same, one block further."""
-        clip_attn, gem_attn = self.attn(self.ln_1(clip))
+        clip_attn, gem_attn = self.attn(self.ln_1(clip), trunk)
         clip = clip + clip_attn
         clip = clip + self.mlp(self.ln_2(clip))
-        gem = gem + gem_attn if self.residual else gem_attn
+        gem = gem + gem_attn if self.method.residual else gem_attn
+        if self.method.mlp:
+            gem = gem + self.mlp(self.ln_2(gem))
         return Streams(clip, gem)

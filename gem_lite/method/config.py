@@ -73,37 +73,6 @@ class ModelConfig:
             raise ValueError(f"embed is {self.embed}; expected at least 1")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GEMConfig:
-    """The second path (GEM, arXiv 2312.00878, section 3). None of it touches the weights.
-
-    Raises ValueError for a value out of range.
-    """
-
-    blocks: int = 6  # dual blocks, counted from the last one; 0 = plain CLIP
-    iters: int = 1  # refinements of each stream before it reads the values
-    inv_temp: float | None = None  # inverse temperature; None = from the mean token norm
-    streams: str = "qkv"  # which projections attend to themselves
-    residual: bool = True  # False = a dual block's output replaces the GEM stream (ClearCLIP)
-
-    def __post_init__(self) -> None:
-        for name, count in (("blocks", self.blocks), ("iters", self.iters)):
-            if isinstance(count, bool) or not isinstance(count, int):
-                raise TypeError(f"{name} is {count!r}; expected a whole number")
-            if count < 0:
-                raise ValueError(f"{name} is {count}; expected 0 or more")
-        if self.inv_temp is not None and not 0 < self.inv_temp < float("inf"):
-            raise ValueError(
-                f"inverse temperature is {self.inv_temp}; expected a number in (0, inf),"
-                " or None for the adaptive one"
-            )
-        unique = len(set(self.streams)) == len(self.streams)
-        if not self.streams or not unique or not set(self.streams) <= set("qkv"):
-            raise ValueError(
-                f"streams is {self.streams!r}; expected one to three different letters of 'qkv'"
-            )
-
-
 def _check_tower(tower: str, width: int, heads: int, layers: int, mlp_width: int) -> None:
     if min(width, heads, layers, mlp_width) < 1 or width % heads:
         raise ValueError(

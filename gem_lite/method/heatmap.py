@@ -1,12 +1,14 @@
-"""From features to heat maps: pure tensor functions, all of them in float32 or wider."""
+"""From features to scores and heat maps: pure functions, all of them in float32 or wider."""
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-# Maps worked on together: few enough values to stay in a processor's cache.
-VALUES_AT_ONCE = 1 << 18
+# Values of maps worked on together: on a CPU few enough to stay in its cache, elsewhere enough to
+# fill the device.
+VALUES_AT_ONCE = {"cpu": 1 << 18}
+VALUES_ELSEWHERE = 1 << 26
 
 
 def similarity(features: Tensor, text: Tensor) -> Tensor:
@@ -43,6 +45,30 @@ def min_max(maps: Tensor) -> Tensor:
     return (maps - low) / torch.where(constant, torch.inf, span)
 
 
+def score_maps(
+    scores: Tensor,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    normalize: bool = True,
+) -> Tensor:
+    """One map per image and prompt: min-max in [0, 1], or with normalize=False the scores.
+
+    scores: [b, p, n]; grid: patches (h, w); size: pixels (h, w), which with size = grid is one
+    value for each patch. Returns [b, p, h, w].
+    """
+    b, p, _ = scores.shape
+    maps = scores.new_empty((b, p, *size))
+    # A few prompts at a time: beside the maps themselves hardly any memory is needed.
+    values = VALUES_AT_ONCE.get(scores.device.type, VALUES_ELSEWHERE)
+    prompts = max(1, values // (b * size[0] * size[1]))
+    for start in range(0, p, prompts):
+        chunk = slice(start, start + prompts)
+        part = upsample(scores[:, chunk], grid, size)
+        maps[:, chunk] = min_max(part) if normalize else part
+    return maps
+
+
 def heat_maps(
     features: Tensor,
     text: Tensor,
@@ -51,18 +77,8 @@ def heat_maps(
     *,
     normalize: bool = True,
 ) -> Tensor:
-    """One map per image and prompt: min-max in [0, 1], or with normalize=False the cosine.
+    """`score_maps` of the cosines of patches and prompts.
 
-    features: [b, n, e]; text: [p, e] or [b, p, e]; grid: patches (h, w); size: pixels (h, w), which
-    with size = grid is one value for each patch. Returns [b, p, h, w].
+    features: [b, n, e]; text: [p, e] or [b, p, e]. Returns [b, p, h, w].
     """
-    scores = similarity(features, text)  # [b, p, n]
-    b, p, _ = scores.shape
-    maps = scores.new_empty((b, p, *size))
-    # A few prompts at a time: beside the maps themselves hardly any memory is needed.
-    at_once = max(1, VALUES_AT_ONCE // (b * size[0] * size[1]))
-    for start in range(0, p, at_once):
-        some = slice(start, start + at_once)
-        part = upsample(scores[:, some], grid, size)
-        maps[:, some] = min_max(part) if normalize else part
-    return maps
+    return score_maps(similarity(features, text), grid, size, normalize=normalize)

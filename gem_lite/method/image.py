@@ -1,14 +1,17 @@
 """The image tower: patches, positions, plain blocks, dual blocks."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from .base import Method, Positions, Trunk
 from .blocks import Block, GEMBlock, Transformer
-from .config import Activation, GEMConfig, ImageConfig
+from .config import Activation, ImageConfig
 
 
 class ImageFeatures(NamedTuple):
@@ -17,22 +20,56 @@ class ImageFeatures(NamedTuple):
     clip: Tensor  # [b, 1 + grid h * grid w, e]
     gem: Tensor  # [b, 1 + grid h * grid w, e]
     grid: tuple[int, int]  # patches (h, w)
+    tokens: dict[int, Tensor]  # after so many blocks, [b, n, d]: those that were asked for
+
+    def cut(self, images: slice) -> "ImageFeatures":
+        """The same of some images, whatever fields there are."""
+        return type(self)(*(_over_images(lambda x: x[0][images], [field]) for field in self))
+
+    def joined(self, others: Sequence["ImageFeatures"]) -> "ImageFeatures":
+        """These images and others' behind them, whatever fields there are."""
+        if not others:
+            return self
+        fields = zip(self, *others, strict=True)
+        return type(self)(*(_over_images(lambda x: torch.cat(list(x)), field) for field in fields))
 
 
-def resample_positions(positions: Tensor, native: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def _over_images(change: Callable[[Sequence[Tensor]], Tensor], fields: Sequence[Any]) -> Any:
+    """Tensors, alone or in mappings, changed along the batch; of all else the first."""
+    first = fields[0]
+    if isinstance(first, Tensor):
+        return change(fields)
+    if isinstance(first, dict):
+        return {key: _over_images(change, [field[key] for field in fields]) for key in first}
+    return first
+
+
+def resample_positions(
+    positions: Tensor,
+    native: tuple[int, int],
+    grid: tuple[int, int],
+    kind: Positions = "bicubic_antialias",
+) -> Tensor:
     """Position embeddings for another patch grid; the class token's stays as it is.
 
-    positions: [1 + native h * native w, d] -> [1 + grid h * grid w, d]. Bicubic with antialias,
-    align_corners=False, computed in at least float32; returned untouched when the grids agree.
+    positions: [1 + native h * native w, d] -> [1 + grid h * grid w, d]. Interpolated in at least
+    float32 with align_corners=False; returned untouched when the grids agree. kind: what GEM does
+    ("bicubic_antialias"), CLIP Surgery ("bilinear"), MaskCLIP ("bicubic"), or SCLIP and all that
+    follow its code ("bicubic_offset"): that one samples with the factor (grid + 0.1) / native in
+    place of grid / native, and leaves any grid of the native number of patches untouched.
     """
-    if grid == native:
+    offset = kind == "bicubic_offset"
+    if grid == native or (offset and math.prod(grid) == math.prod(native)):
         return positions
     patches = rearrange(positions[1:], "(h w) d -> 1 d h w", h=native[0])
     patches = F.interpolate(
         patches.to(torch.promote_types(patches.dtype, torch.float32)),
-        size=grid,
-        mode="bicubic",
-        antialias=True,
+        size=None if offset else grid,
+        scale_factor=(
+            [(new + 0.1) / old for new, old in zip(grid, native, strict=True)] if offset else None
+        ),
+        mode=kind.split("_")[0],
+        antialias=kind == "bicubic_antialias",
         align_corners=False,
     )
     patches = rearrange(patches, "1 d h w -> (h w) d").to(positions.dtype)
@@ -40,25 +77,27 @@ def resample_positions(positions: Tensor, native: tuple[int, int], grid: tuple[i
 
 
 class ImageEncoder(nn.Module):
-    """CLIP's vision transformer whose last blocks carry GEM's second stream.
+    """CLIP's vision transformer whose last blocks carry the method's second stream.
 
-    Raises ValueError when `gem` asks for more dual blocks than there are layers.
+    Raises ValueError when the method asks for more dual blocks than there are layers.
     """
 
     def __init__(
-        self, config: ImageConfig, embed: int, activation: Activation, gem: GEMConfig
+        self, config: ImageConfig, embed: int, activation: Activation, method: Method
     ) -> None:
         super().__init__()
-        if gem.blocks > config.layers:
+        if method.blocks > config.layers:
             raise ValueError(
-                f"{gem.blocks} dual blocks (gem_depth={gem.blocks + 1}) in an image tower of"
+                f"{method.blocks} dual blocks (gem_depth={method.blocks + 1}) in an image tower of"
                 f" {config.layers} layers; expected 0 to {config.layers} dual blocks"
                 f" (gem_depth 1 to {config.layers + 1})"
             )
         block = (config.width, config.heads, config.mlp_width, activation)
+        self.method = method
+        self.reads = frozenset(method.reads(config.layers))
         self.patch = config.patch
         self.native_grid = config.grid
-        self.plain_blocks = config.layers - gem.blocks
+        self.plain_blocks = config.layers - method.blocks
         self.conv1 = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(config.width))
         self.positional_embedding = nn.Parameter(
@@ -66,31 +105,44 @@ class ImageEncoder(nn.Module):
         )
         self.ln_pre = nn.LayerNorm(config.width)
         plain = [Block(*block) for _ in range(self.plain_blocks)]
-        dual = [GEMBlock(*block, gem) for _ in range(gem.blocks)]
+        dual = [GEMBlock(*block, method) for _ in range(method.blocks)]
         self.transformer = Transformer([*plain, *dual])
         self.ln_post = nn.LayerNorm(config.width)
         self.proj = nn.Parameter(torch.empty(config.width, embed))
 
-    def forward(self, images: Tensor) -> ImageFeatures:
+    def forward(self, images: Tensor, keep: Collection[int] = ()) -> ImageFeatures:
         """images: [b, 3, h, w], normalised, any size from one patch up.
 
+        keep: numbers of blocks whose tokens are returned too; 0 = what the first block is given.
         Pixels to the right and below that do not fill a patch are left out, as the patch
         convolution does.
         """
         x = self.conv1(images)  # [b, d, grid h, grid w]
         grid = (x.shape[-2], x.shape[-1])
         x = rearrange(x, "b d h w -> b (h w) d")
-        x = torch.cat([repeat(self.class_embedding, "d -> b 1 d", b=len(x)), x], dim=1)  # [b, n, d]
-        x = x + resample_positions(self.positional_embedding, self.native_grid, grid)
+        token = repeat(self.class_embedding, "d -> b 1 d", b=x.shape[0])
+        x = torch.cat([token, x], dim=1)  # [b, n, d]
+        positions = self.positional_embedding
+        x = x + resample_positions(positions, self.native_grid, grid, self.method.positions)
         clip = self.ln_pre(x)
 
         blocks = self.transformer.resblocks
-        for block in blocks[: self.plain_blocks]:
-            clip = block(clip)
+        kept = self.reads.union(keep)
+        trunk = Trunk(blocks, grid, tokens := {0: clip} if 0 in kept else {})
         gem = clip
-        for block in blocks[self.plain_blocks :]:
-            clip, gem = block(clip, gem)
+        for number, block in enumerate(blocks, start=1):
+            if number <= self.plain_blocks:
+                clip = gem = block(clip)
+            else:
+                clip, gem = block(clip, gem, trunk)
+            if number in kept:
+                tokens[number] = clip
+        gem = self.method.combine(gem, trunk)
+        if self.method.class_token == "clip" or gem.shape[1] < clip.shape[1]:
+            gem = torch.cat([clip[:, :1], gem[:, -grid[0] * grid[1] :]], dim=1)
 
-        clip = self.ln_post(clip) @ self.proj  # [b, n, e]
-        gem = self.ln_post(gem) @ self.proj  # [b, n, e]
-        return ImageFeatures(clip, gem, grid)
+        return ImageFeatures(self.project(clip), self.project(gem), grid, tokens)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Tokens in the shared embedding space: [b, n, d] -> [b, n, e]."""
+        return self.ln_post(x) @ self.proj

@@ -1,40 +1,67 @@
 """The network: both towers, tensors in, tensors out. Nothing here knows of strings or pictures."""
 
 import math
-from typing import cast
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block
-from .config import GEMConfig, ModelConfig
+from .base import Method, Trunk, weights
+from .blocks import Block, Transformer
+from .config import ModelConfig
 from .image import ImageEncoder, ImageFeatures
-from .text import causal_blocks, end_of_text
+
+
+class BlockState(NamedTuple):
+    """What one block of the image tower is given, and its projections, head by head."""
+
+    tokens: Tensor  # [b, n, d], class token first
+    q: Tensor  # [b, h, n, c]
+    k: Tensor  # [b, h, n, c]
+    v: Tensor  # [b, h, n, c]
+    grid: tuple[int, int]  # patches (h, w)
+
+    @property
+    def attention(self) -> Tensor:
+        """Plain CLIP's attention weights [b, h, n, n]; computed when asked for."""
+        return weights(self.q, self.k)
 
 
 class GEMNetwork(nn.Module):
     """CLIP with GEM's second stream in its image tower, under CLIP's own state-dict keys.
 
     The parameters are not initialised here: load weights (checkpoint.py) or call
-    `initialize(network)`. The same weights serve every GEMConfig.
-    Raises ValueError when `gem` asks for more dual blocks than the image tower has layers.
+    `initialize(network)`. The same weights serve every method.
+    Raises ValueError when the method asks for more dual blocks than the image tower has layers.
     """
 
-    def __init__(self, config: ModelConfig, gem: GEMConfig) -> None:
+    def __init__(self, config: ModelConfig, method: Method) -> None:
         super().__init__()
         self.config = config
-        self.gem = gem
+        self.method = method
         text = config.text
-        self.visual = ImageEncoder(config.image, config.embed, config.activation, gem)
+        self.visual = ImageEncoder(config.image, config.embed, config.activation, method)
         # Not filled with random numbers first, which on the meta device would import the compiler.
         self.token_embedding = nn.Embedding.from_pretrained(
             torch.empty(text.vocab, text.width), freeze=False
         )
         self.positional_embedding = nn.Parameter(torch.empty(text.context, text.width))
-        self.transformer = causal_blocks(text, config.activation)
+        block = (text.width, text.heads, text.mlp_width, config.activation)
+        self.transformer = Transformer(Block(*block, causal=True) for _ in range(text.layers))
         self.ln_final = nn.LayerNorm(text.width)
         self.text_projection = nn.Parameter(torch.empty(text.width, config.embed))
         self.logit_scale = nn.Parameter(torch.empty(()))
+
+    def with_method(self, method: Method) -> "GEMNetwork":
+        """The same weights, shared, under another method."""
+        with torch.device("meta"):
+            network = GEMNetwork(self.config, method)
+        network.load_state_dict(self.state_dict(), strict=False, assign=True)
+        for name, module in self.named_children():
+            if name != "visual":  # the very same text tower
+                setattr(network, name, module)
+        return network.train(self.training)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -46,13 +73,32 @@ class GEMNetwork(nn.Module):
         """Where the parameters are."""
         return self.text_projection.device
 
-    def encode_image(self, images: Tensor) -> ImageFeatures:
+    def encode_image(self, images: Tensor, keep: Collection[int] = ()) -> ImageFeatures:
         """Both streams of each image, in the shared space, not normalised.
 
         images: [b, 3, h, w], normalised with the model's mean and std, of the network's dtype.
-        Returns ImageFeatures; its clip[:, 0] is plain CLIP's image embedding.
+        keep: numbers of blocks, counted from 1, whose tokens are returned too (0 = the first's
+        input). Returns ImageFeatures; its clip[:, 0] is plain CLIP's image embedding.
         """
-        return self.visual(images)
+        return self.visual(images, keep)
+
+    def block_states(self, images: Tensor, blocks: Sequence[int]) -> list[BlockState]:
+        """Tokens, queries, keys, values and attention of the image tower's blocks asked for.
+
+        images: as in `encode_image`; blocks: numbers from 1 to the number of layers.
+        Raises ValueError for another number.
+        """
+        layers = self.config.image.layers
+        for number in blocks:
+            if not 1 <= number <= layers:
+                raise ValueError(f"block {number}; the image tower has blocks 1 to {layers}")
+        features = self.visual(images, {number - 1 for number in blocks})
+        trunk = Trunk(self.visual.transformer.resblocks, features.grid, features.tokens)
+        heads = [trunk.heads(number) for number in blocks]
+        return [
+            BlockState(trunk.tokens[number - 1], each.q, each.k, each.v, trunk.grid)
+            for number, each in zip(blocks, heads, strict=True)
+        ]
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Text embeddings, not normalised.
@@ -76,6 +122,15 @@ class GEMNetwork(nn.Module):
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[ImageFeatures, Tensor]:
         """`encode_image(images)` and `encode_text(tokens)`, for training and for DataParallel."""
         return self.encode_image(images), self.encode_text(tokens)
+
+
+def end_of_text(x: Tensor, tokens: Tensor) -> Tensor:
+    """The token at the end-of-text position, the first one that holds the row's largest id.
+
+    x: [p, n, d]; tokens: [p, n] -> [p, d].
+    """
+    rows = torch.arange(x.shape[0], device=x.device)
+    return x[rows, tokens.argmax(dim=-1)]
 
 
 def initialize(network: GEMNetwork) -> None:

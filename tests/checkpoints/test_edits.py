@@ -15,8 +15,9 @@ from gem_lite.checkpoints import assemble as assemble_module
 from gem_lite.checkpoints.assemble import assemble, build, check_shapes, expected_shapes
 from gem_lite.checkpoints.ours import LazyTensors, load, write
 from gem_lite.method import model as model_module
-from gem_lite.method.config import ARCHITECTURES, GEMConfig
+from gem_lite.method.config import ARCHITECTURES
 from gem_lite.method.image import ImageEncoder
+from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.method.model import GEMNetwork
 
 STATE = state_of()

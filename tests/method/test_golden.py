@@ -18,14 +18,8 @@ from torch import Tensor
 
 from gem_lite.checkpoints.header import Header
 from gem_lite.method import heatmap
-from gem_lite.method.config import (
-    OPENAI_MEAN,
-    OPENAI_STD,
-    GEMConfig,
-    ImageConfig,
-    ModelConfig,
-    TextConfig,
-)
+from gem_lite.method.config import OPENAI_MEAN, OPENAI_STD, ImageConfig, ModelConfig, TextConfig
+from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.method.model import GEMNetwork
 from gem_lite.predictor import GEMPredictor
 from gem_lite.tokenizer import Tokenizer

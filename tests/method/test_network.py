@@ -13,15 +13,10 @@ from small import CONFIG, GEM, random_images, small_network
 from torch import Tensor, nn
 
 from gem_lite.method.attention import adaptive_inv_temp, self_self_attention
-from gem_lite.method.config import (
-    ACTIVATIONS,
-    ARCHITECTURES,
-    Activation,
-    GEMConfig,
-    ModelConfig,
-    architecture,
-)
+from gem_lite.method.base import Trunk
+from gem_lite.method.config import ACTIVATIONS, ARCHITECTURES, Activation, ModelConfig, architecture
 from gem_lite.method.image import ImageEncoder, ImageFeatures, resample_positions
+from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.method.model import GEMNetwork
 
 TOKENS = torch.tensor([[1498, 320, 7, 9, 1499, 0, 0], [1498, 11, 600, 601, 602, 603, 1499]])
@@ -378,7 +373,7 @@ def test_copies_give_the_same_and_stand_apart(how: str) -> None:
     found = again.encode_image(images)
     assert torch.equal(found.clip, expected.clip) and torch.equal(found.gem, expected.gem)
     assert torch.equal(again.encode_text(TOKENS), network.encode_text(TOKENS))
-    assert again.config == network.config and again.gem == network.gem
+    assert again.config == network.config and again.method == network.method
     with torch.no_grad():
         for parameter in again.parameters():
             parameter.zero_()
@@ -487,7 +482,7 @@ def test_without_residual_the_last_block_alone_makes_the_gem_stream() -> None:
     last = visual.transformer.resblocks[-1]
     last.ln_1.register_forward_hook(lambda module, given, out: seen.append(out))
     features = network.encode_image(images)
-    _, gem = last.attn(seen[0])
+    _, gem = last.attn(seen[0], Trunk(visual.transformer.resblocks, features.grid, {}))
     assert error(features.gem, visual.ln_post(gem) @ visual.proj) <= ROUNDING
 
 

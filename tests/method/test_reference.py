@@ -13,8 +13,9 @@ from rebuild import random_state
 from torch import Tensor
 
 from gem_lite.method import heatmap
-from gem_lite.method.config import Activation, GEMConfig, ImageConfig, ModelConfig, TextConfig
+from gem_lite.method.config import Activation, ImageConfig, ModelConfig, TextConfig
 from gem_lite.method.image import ImageFeatures
+from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.method.model import GEMNetwork
 
 LAYERS = 4

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gem_lite.method.heatmap import similarity, upsample
-from gem_lite.method.windows import WindowFeatures, window_features, window_maps
+from gem_lite.method.windows import WindowScores, window_maps, window_scores
 
 IMAGES = torch.randn(2, 3, 23, 31, generator=torch.Generator().manual_seed(0))
 TEXT = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
@@ -22,13 +22,13 @@ WINDOWS = [
 
 def per_pixel(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Each pixel is a patch, its colours are the features: windows change nothing."""
-    return part.flatten(2).mT, (part.shape[-2], part.shape[-1])
+    return similarity(part.flatten(2).mT, TEXT), (part.shape[-2], part.shape[-1])
 
 
 def coarse(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Four patches a window, which differ from window to window."""
     pooled = torch.nn.functional.adaptive_avg_pool2d(part, (2, 2))
-    return pooled.flatten(2).mT, (2, 2)
+    return similarity(pooled.flatten(2).mT, TEXT), (2, 2)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -36,9 +36,7 @@ def coarse(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
 def test_windows_change_nothing_when_features_are_per_pixel(
     window: tuple[int, int], stride: tuple[int, int], flip: bool
 ) -> None:
-    found = window_maps(
-        window_features(per_pixel, IMAGES, window=window, stride=stride, flip=flip), TEXT
-    )
+    found = window_maps(window_scores(per_pixel, IMAGES, window=window, stride=stride, flip=flip))
     expected = similarity(IMAGES.flatten(2).mT, TEXT).unflatten(-1, (23, 31))
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
@@ -58,16 +56,17 @@ def test_against_a_loop(window: tuple[int, int], stride: tuple[int, int], flip: 
             rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
             part = IMAGES[:, :, rows, columns]
             size = (part.shape[-2], part.shape[-1])
-            maps = upsample(similarity(coarse(part)[0], TEXT), (2, 2), size)
+            maps = upsample(coarse(part)[0], (2, 2), size)
             if flip:
-                other = upsample(similarity(coarse(part.flip(-1))[0], TEXT), (2, 2), size)
+                other = upsample(coarse(part.flip(-1))[0], (2, 2), size)
                 maps = (maps + other.flip(-1)) / 2
             total[:, :, rows, columns] += maps
             count[rows, columns] += 1
     assert count.min() >= 1
-    features = window_features(coarse, IMAGES, window=window, stride=stride, flip=flip)
-    assert isinstance(features, WindowFeatures) and features.size == (23, 31)
-    torch.testing.assert_close(window_maps(features, TEXT), total / count, rtol=0, atol=2e-6)
+    scores = window_scores(coarse, IMAGES, window=window, stride=stride, flip=flip)
+    assert isinstance(scores, WindowScores) and scores.size == (23, 31)
+    torch.testing.assert_close(window_maps(scores), total / count, rtol=0, atol=2e-6)
+    torch.testing.assert_close(window_maps(scores, [2]), (total / count)[:, 2:3], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 1000])
@@ -78,31 +77,23 @@ def test_batches_of_windows(batch: int) -> None:
         seen.append(len(part))
         return coarse(part)
 
-    found = window_features(counted, IMAGES, window=(8, 8), stride=(4, 4), flip=True, batch=batch)
+    found = window_scores(counted, IMAGES, window=(8, 8), stride=(4, 4), flip=True, batch=batch)
     assert max(seen) <= batch and sum(seen) == 2 * 2 * len(found.places)
-    expected = window_features(coarse, IMAGES, window=(8, 8), stride=(4, 4), flip=True)
-    torch.testing.assert_close(found.views, expected.views, rtol=0, atol=1e-6)
+    expected = window_scores(coarse, IMAGES, window=(8, 8), stride=(4, 4), flip=True)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-6)
 
 
 def test_defaults() -> None:
     """The whole image; half a window as stride."""
-    assert window_features(coarse, IMAGES, window=None).places == ((0, 0),)
-    half = window_features(coarse, IMAGES, window=(9, 8)).places
-    assert half == window_features(coarse, IMAGES, window=(9, 8), stride=(4, 4)).places
-
-
-def test_half_features_are_scored_in_float32() -> None:
-    def half(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        return coarse(part)[0].half(), (2, 2)
-
-    found = window_maps(window_features(half, IMAGES, window=(8, 8)), TEXT)
-    assert found.dtype == torch.float32
+    assert window_scores(coarse, IMAGES, window=None).places == ((0, 0),)
+    half = window_scores(coarse, IMAGES, window=(9, 8)).places
+    assert half == window_scores(coarse, IMAGES, window=(9, 8), stride=(4, 4)).places
 
 
 def test_gradients_flow_through_windows() -> None:
     images = IMAGES.clone().requires_grad_()
-    found = window_features(per_pixel, images, window=(8, 8), stride=(4, 4))
-    window_maps(found, TEXT).square().sum().backward()
+    found = window_scores(per_pixel, images, window=(8, 8), stride=(4, 4))
+    window_maps(found).square().sum().backward()
     assert images.grad is not None and images.grad.abs().amax(dim=1).min() > 0
 
 
@@ -119,4 +110,4 @@ def test_windows_that_cannot_be(
     window: tuple[int, int], stride: tuple[int, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        window_features(coarse, IMAGES, window=window, stride=stride)
+        window_scores(coarse, IMAGES, window=window, stride=stride)

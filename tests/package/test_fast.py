@@ -15,7 +15,7 @@ from torch import Tensor
 from gem_lite import fast
 from gem_lite.method import attention
 from gem_lite.method.blocks import MLP
-from gem_lite.method.config import GEMConfig
+from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.predictor import GEMPredictor
 from tests.small import CONFIG, random_images, small_model
 
@@ -236,7 +236,7 @@ def test_not_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model().train()
     call(model)
     assert not asked
-    assert not model._text_cache
+    assert len(model._texts) == 0
 
 
 def test_not_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:

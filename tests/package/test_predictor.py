@@ -18,8 +18,9 @@ from small import CONFIG, GEM, random_images, small_header, small_model
 from torch import Tensor, nn
 
 import gem_lite as gem
-from gem_lite.method.config import ARCHITECTURES, GEMConfig
+from gem_lite.method.config import ARCHITECTURES
 from gem_lite.method.heatmap import min_max
+from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.method.segment import label_maps
 from gem_lite.pictures.overlays import visualize
 from gem_lite.predictor import GEMPredictor
@@ -624,7 +625,7 @@ def test_a_model_made_in_inference_mode() -> None:
 
 
 def test_the_cache_is_bounded(model: GEMPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gem_lite.predictor.CACHED_PROMPTS", 5)
+    monkeypatch.setattr("gem_lite.prompts.CACHED_PROMPTS", 5)
     with torch.no_grad():
         for start in range(0, 30, 3):
             words = [f"thing {number}" for number in range(start, start + 3)]
@@ -634,28 +635,28 @@ def test_the_cache_is_bounded(model: GEMPredictor, monkeypatch: pytest.MonkeyPat
             )
         many = [f"word {number}" for number in range(12)]
         assert model.encode_text(many).shape == (1, 12, 20)
-    assert len(model._text_cache) <= 5
+    assert len(model._texts) <= 5
 
 
 def test_the_cache_keeps_no_batch_alive(model: GEMPredictor) -> None:
     with torch.no_grad():
         model.encode_text(WORDS)
-    assert len(model._text_cache) == 3
-    for kept in model._text_cache.values():
+    assert len(model._texts) == 3
+    for kept in model._texts._cache[1].values():
         assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
 
 
 def test_the_cache_is_not_copied(model: GEMPredictor) -> None:
     with torch.no_grad():
         expected = model(random_images(1, 40, 40), WORDS)
-    assert model._text_cache
+    assert len(model._texts)
     for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-        assert again._text_cache == {}
+        assert len(again._texts) == 0
         assert again.header == model.header
         with torch.no_grad():
             assert torch.equal(again(random_images(1, 40, 40), WORDS), expected)
         again.clear_text_cache()
-    assert model._text_cache
+    assert len(model._texts)
 
 
 def test_data_parallel_replicas(model: GEMPredictor) -> None:
@@ -676,9 +677,9 @@ def test_data_parallel_replicas(model: GEMPredictor) -> None:
     assert len(list(replicated(model).parameters())) == 0
     model.requires_grad_(False)
     bias = model.network.transformer.resblocks[0].mlp.c_fc.bias.requires_grad_()
-    kept = set(model._text_cache)
+    kept = set(model._texts._cache[1])
     found = replicated(model)(random_images(1, 40, 40), WORDS, normalize=False)
-    assert set(model._text_cache) == kept  # the replica shares the cache, and leaves it alone
+    assert set(model._texts._cache[1]) == kept  # the replica shares the cache, and leaves it alone
     same(found, model(random_images(1, 40, 40), WORDS, normalize=False))
     found.square().sum().backward()
     assert bias.grad is not None and bias.grad.abs().max() > 0
@@ -951,7 +952,7 @@ def test_a_saved_small_model_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     gem.save(model, path)
     again, transform = gem.create_model_and_transforms("small", path)
-    assert not again.training and again.network.gem == model.network.gem
+    assert not again.training and again.network.method == model.network.method
     assert again.network.config == CONFIG
     assert transform.size == (64, 64)
     images = random_images(1, 40, 40)
@@ -967,7 +968,7 @@ def test_a_saved_small_model_comes_back(tmp_path: Path) -> None:
         gem_streams="qkv",
         gem_residual=True,
     )
-    assert changed.network.gem == GEM
+    assert changed.network.method == GEM
     assert changed.network.dtype == torch.bfloat16
     with pytest.raises(ValueError, match=r"gem_depth is 5; expected 1 .* to 4"):
         gem.create_gem_model("small", path, 5)
@@ -983,10 +984,10 @@ def test_random_weights_come_from_torchs_seed(monkeypatch: pytest.MonkeyPatch) -
 
     model = make(0, "ViT-B/32", None, 3)
     assert not model.training and model.network.config.activation == "gelu"
-    assert model.network.gem == GEM
+    assert model.network.method == GEM
     again = make(0, "vit-b-32-quickgelu", gem_depth=1, precision="bf16")
     assert again.network.config.activation == "quick_gelu"
-    assert again.network.gem == GEMConfig(blocks=0)
+    assert again.network.method == GEMConfig(blocks=0)
     for name, tensor in model.network.state_dict().items():
         assert torch.equal(again.network.state_dict()[name], tensor.bfloat16()), name
     other = make(1, "ViT-B/32", None, 3, activation="quick_gelu")
@@ -1032,7 +1033,7 @@ def full_size() -> GEMPredictor:
     assert preprocess(Image.new("L", (30, 20))).shape == (3, 448, 448)
     assert not Path("unused").exists()
     assert not model.training
-    assert model.network.gem == GEMConfig(blocks=6, iters=1, inv_temp=None)
+    assert model.network.method == GEMConfig(blocks=6, iters=1, inv_temp=None)
     return model
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,15 +20,15 @@ from ...checkpoints.known import find_file
 from ...checkpoints.ours import read_header
 from ...checkpoints.table import PRETRAINED
 from ...factory import create_model_and_transforms
-from ...method.config import GEMConfig, ModelConfig, architecture
+from ...method.config import ModelConfig, architecture
 from ...method.heatmap import min_max, similarity, upsample
+from ...method.methods.gem import GEMConfig
 from ...method.segment import label_maps
 from ...pictures.opening import open_picture
 from ...pictures.overlays import heat_colours, label_colour
 from ...pictures.transform import ImageTransform
 from ...predictor import GEMPredictor
 from ..demo import DEMO_PICTURES, demo_picture
-from ..quality.measure import with_settings
 
 MODELS_KEPT = 2  # loaded at the same time
 SHOWN_SIDE = 1024  # pixels of the longer side of the picture that goes back
@@ -215,22 +215,22 @@ def _about(config: ModelConfig | int, gem: GEMConfig) -> dict[str, Any]:
 
 def _with(model: GEMPredictor, settings: Mapping[str, Any]) -> GEMPredictor:
     """The model under the settings that are given and not null; the weights are shared."""
-    gem = model.network.gem
+    changes: dict[str, Any] = {}
     if (depth := settings.get("depth")) is not None:
         layers = model.network.config.image.layers
         _check_whole("depth", depth, 1, layers + 1)
-        gem = replace(gem, blocks=depth - 1)
+        changes["blocks"] = depth - 1
     if (iterations := settings.get("iterations")) is not None:
         _check_whole("iterations", iterations, 0, MOST_ITERATIONS)
-        gem = replace(gem, iters=iterations)
+        changes["iters"] = iterations
     if (temperature := settings.get("temperature")) is not None:
         if temperature == "adaptive":
-            gem = replace(gem, inv_temp=None)
+            changes["inv_temp"] = None
         elif isinstance(temperature, int | float) and 0 < temperature <= 1000:
-            gem = replace(gem, inv_temp=float(temperature))
+            changes["inv_temp"] = float(temperature)
         else:
             raise ValueError("the temperature is a number above 0, up to 1000, or 'adaptive'")
-    return model if gem == model.network.gem else with_settings(model, gem)
+    return model.with_gem(**changes) if changes else model
 
 
 def _check_whole(name: str, value: Any, low: int, high: int) -> None:

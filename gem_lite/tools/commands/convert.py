@@ -5,9 +5,10 @@ from itertools import count
 from pathlib import Path
 
 from ...checkpoints.convert import convert
+from ...checkpoints.describe import header_for
 from ...checkpoints.known import default_file_name, fetch_source, find_row, known_row
 from ...checkpoints.others import read_source
-from ...factory import DTYPES, checked_device, header_for
+from ...factory import DTYPES, checked_device
 from ...method.config import ACTIVATIONS
 from .console import Progress, say, say_json
 from .model import add_device_argument, chosen_device

@@ -68,12 +68,12 @@ def run(args: argparse.Namespace) -> None:
             {
                 "model": header.model,
                 "pretrained": header.pretrained,
-                "gem": asdict(model.network.gem),
+                "gem": asdict(model.method),
                 "count": args.count,
                 "seed": args.seed,
                 "figures": found,
             }
         )
         return
-    say(f"{header.model} {header.pretrained}, {model.network.gem}\n")
+    say(f"{header.model} {header.pretrained}, {model.method}\n")
     say(report(found))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ...predictor import TEMPLATE
+from ...prompts import TEMPLATE
 
 LARGEST_SHOWN = 2048  # pixels of the longer side of a picture in a sheet
 

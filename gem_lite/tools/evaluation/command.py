@@ -155,7 +155,7 @@ def _about(
         "model": model.header.model,
         "pretrained": model.header.pretrained,
         "weights_sha256": _digest(model),
-        "gem": asdict(model.network.gem),
+        "gem": asdict(model.method),
         "plain": args.plain,
         "precision": args.precision,
         "save_predictions": args.save_predictions,

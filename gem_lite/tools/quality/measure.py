@@ -4,16 +4,15 @@ A change of the method is scored in seconds: build two models, `measure` both on
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ...method.config import GEMConfig
+from ...method.base import Method
 from ...method.heatmap import min_max
-from ...method.model import GEMNetwork
 from ...predictor import GEMPredictor
 from .scenes import Scene, Sprites, scenes
 
@@ -115,15 +114,6 @@ def top_1(
     return float(np.mean(hits))
 
 
-def with_settings(model: GEMPredictor, gem: GEMConfig) -> GEMPredictor:
-    """The same weights, shared, under other GEM settings."""
-    with torch.device("meta"):
-        network = GEMNetwork(model.network.config, gem)
-    network.load_state_dict(model.network.state_dict(), assign=True)
-    header = model.header.changed(config=network.config, gem=gem)
-    return GEMPredictor(network, header, model.tokenizer).eval()
-
-
 def settings_table(
     model: GEMPredictor,
     collages: Sequence[Scene],
@@ -132,17 +122,15 @@ def settings_table(
     blocks: Sequence[int],
     inv_temps: Sequence[float | None],
     iters: Sequence[int],
-) -> dict[GEMConfig, Quality]:
+) -> dict[Method, Quality]:
     """Quality under every combination of dual blocks, inverse temperature and iterations."""
-    return {
-        gem: measure(with_settings(model, gem), collages, transform)
-        for gem in (
-            replace(model.network.gem, blocks=each_blocks, inv_temp=inv_temp, iters=each_iters)
-            for each_blocks in blocks
-            for inv_temp in inv_temps
-            for each_iters in iters
-        )
-    }
+    models = [
+        model.with_gem(blocks=each_blocks, inv_temp=inv_temp, iters=each_iters)
+        for each_blocks in blocks
+        for inv_temp in inv_temps
+        for each_iters in iters
+    ]
+    return {each.method: measure(each, collages, transform) for each in models}
 
 
 # What each column of the report is scored in, and its title there.

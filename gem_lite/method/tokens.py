@@ -1,0 +1,94 @@
+"""What happens to patch tokens between blocks: outliers found and repaired, patches aggregated.
+
+Patches are [b, n, d] without the class token, n = grid h * grid w.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def outlier_scores(x: Tensor, neighbours: int = 30) -> Tensor:
+    """How much farther from its neighbours a patch is than they are from theirs: [b, n].
+
+    Mean over a patch's nearest `neighbours` j of kd / kd_j, kd being the squared distance to the
+    last of them (SC-CLIP's code; a local outlier factor whose reach distance is the point's own).
+    x: [b, n, d]; with fewer patches than that, all others are neighbours.
+    """
+    if x.shape[1] < 2:
+        return x.new_ones(x.shape[:2])
+    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    distances = distances.masked_fill(itself, torch.inf)
+    near, index = distances.topk(min(neighbours, x.shape[1] - 1), largest=False)  # [b, n, k]
+    reach = near[..., -1]  # [b, n]
+    others = reach[torch.arange(x.shape[0], device=x.device)[:, None, None], index]
+    return (reach[..., None] / others).mean(dim=-1)
+
+
+def outliers(x: Tensor, quantile: float = 0.95) -> Tensor:
+    """Patches whose `outlier_scores` exceed a quantile of their image's: [b, n] bool."""
+    scores = outlier_scores(x.float())
+    return scores > scores.quantile(quantile, dim=-1, keepdim=True)
+
+
+def repair(
+    x: Tensor, outliers: Tensor, grid: tuple[int, int], *, lonely_zero: bool = False
+) -> Tensor:
+    """Patches whose outliers take the mean of the others among their 3 x 3 neighbours: [b, n, d].
+
+    outliers: [b, n] bool. One among outliers only stays as it is, or becomes 0 (`lonely_zero`).
+    """
+    good = rearrange((~outliers).to(x.dtype), "b (h w) -> b 1 h w", h=grid[0])
+    maps = rearrange(x, "b (h w) d -> b d h w", h=grid[0])
+    total = F.avg_pool2d(maps * good, 3, stride=1, padding=1)
+    share = F.avg_pool2d(good, 3, stride=1, padding=1)
+    mean = rearrange(total / share.clamp(min=1e-6), "b d h w -> b (h w) d")
+    lonely = rearrange(share == 0, "b 1 h w -> b (h w) 1")
+    mean = mean.where(~lonely, torch.zeros_like(x) if lonely_zero else x)
+    return mean.where(outliers[..., None], x)
+
+
+def sum_of(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape."""
+    return torch.stack(list(tensors)).sum(dim=0)
+
+
+def cosines(x: Tensor) -> Tensor:
+    """Cosines of patches with patches: [b, n, d] -> [b, n, n]."""
+    x = F.normalize(x, dim=-1)
+    return x @ x.mT
+
+
+def aggregate(x: Tensor, similarity: Tensor, threshold: float) -> Tensor:
+    """Patches as means of like ones: rows of the similarity from the threshold on, divided by sums.
+
+    x: [b, n, d]; similarity: [b, n, n] -> [b, n, d].
+    """
+    kept = similarity.where(similarity >= threshold, 0.0)
+    return kept / (kept.sum(dim=-1, keepdim=True) + 1e-6) @ x
+
+
+def affinity(similarity: Tensor) -> Tensor:
+    """Attention weights from cosines: softmax(3 (S - mean S)) over what lies above the mean.
+
+    similarity: [b, n, n] -> [b, 1, n, n], the same for all heads.
+    """
+    scores = 3 * (similarity - similarity.mean(dim=(-2, -1), keepdim=True))
+    itself = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+    return scores.masked_fill((scores < 0) & ~itself, -torch.inf).softmax(dim=-1)[:, None]
+
+
+def gaussian_window(grid: tuple[int, int], std: float, like: Tensor) -> Tensor:
+    """exp(-distance^2 / (2 std^2)) of each two patches; 0 for the class token: [n, n].
+
+    In the dtype and on the device of `like`, computed in at least float32.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    sides = [torch.arange(side, dtype=dtype, device=like.device) for side in grid]
+    places = torch.cartesian_prod(*sides)
+    distances = (places[:, None] - places).square().sum(dim=-1)
+    return F.pad((-distances / (2 * std**2)).exp(), (1, 0, 1, 0)).to(like.dtype)
