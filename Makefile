@@ -1,9 +1,13 @@
 # `make demo` and `make test` set up everything they need in .venv.
 PYTHON ?= python3
 VENV ?= .venv
-PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
+# The exact files of this platform with their SHA-256, where `make lock` has written them; otherwise
+# the versions in constraints.txt. `make test LOCK=` takes the versions anyway.
+PLATFORM = $(shell $(PYTHON) -c "import sys, sysconfig; print(sysconfig.get_platform(), sys.implementation.cache_tag, sep='-')")
+LOCK ?= $(wildcard .ci/lock-$(PLATFORM).txt)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint lock clean
 
 demo: $(VENV)/core
 	$(VENV)/bin/gem-lite demo
@@ -16,14 +20,18 @@ lint: $(VENV)/test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+lock:
+	$(PYTHON) .ci/lock.py .ci/lock-$(PLATFORM).txt
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
 $(VENV)/core: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/test: $(VENV)/core
-	$(PIP) --editable '.[test,lint]'
-	touch $@
+$(VENV)/test: setup.cfg pyproject.toml constraints.txt $(LOCK)
+	$(PYTHON) -m venv $(VENV)
+	.ci/install $(VENV) $(LOCK)
+	touch $@ $(VENV)/core

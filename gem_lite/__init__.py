@@ -1,19 +1,23 @@
 """GEM (Grounding Everything, arXiv 2312.00878) in plain PyTorch: heat maps for words."""
 
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__
-from .checkpoints.fetch import FetchError
-from .checkpoints.known import available_models
-from .factory import create_gem_model, create_model_and_transforms, get_tokenizer, save
-from .method.base import Method
-from .method.config import ARCHITECTURES, ImageConfig, ModelConfig, TextConfig
-from .method.methods import methods
-from .method.methods.gem import GEMConfig
-from .method.scores import similarity_map_to_points
-from .pictures.boxes import Box, boxes, points
-from .pictures.labels import Segmentation, class_areas, label_picture, save_labels
-from .pictures.overlays import label_overlay, visualize
-from .pictures.transform import get_gem_img_transform
-from .predictor import DenseFeatures, GEMPredictor
+
+if TYPE_CHECKING:
+    from .checkpoints.fetch import FetchError
+    from .checkpoints.known import available_models
+    from .factory import create_gem_model, create_model_and_transforms, get_tokenizer, save
+    from .method.base import Method
+    from .method.config import ARCHITECTURES, ImageConfig, ModelConfig, TextConfig
+    from .method.methods import methods
+    from .method.methods.gem import GEMConfig
+    from .method.scores import similarity_map_to_points
+    from .pictures.boxes import Box, boxes, points
+    from .pictures.labels import Segmentation, class_areas, label_picture, save_labels
+    from .pictures.overlays import label_overlay, visualize
+    from .pictures.transform import get_gem_img_transform
+    from .predictor import DenseFeatures, GEMPredictor
 
 __all__ = [
     "ARCHITECTURES",
@@ -44,3 +48,27 @@ __all__ = [
     "similarity_map_to_points",
     "visualize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is asked for: a command's help need not wait for PyTorch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import factory, predictor
+    from .checkpoints import fetch, known
+    from .method import base, config, methods, scores
+    from .method.methods import gem
+    from .pictures import boxes, labels, overlays, transform
+
+    homes = (factory, predictor, fetch, known, base, config, methods, gem, scores)
+    value = next(
+        vars(home)[name]
+        for home in (*homes, boxes, labels, overlays, transform)
+        if name in vars(home)
+    )
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """What `create_gem_model` returns: strings and images in, heat maps out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from . import fast, prompts
+from . import prompts
 from .checkpoints.header import Header
+from .fast import switch as fast
 from .inference import call_kernels, encode_images
 from .method.base import Method
 from .method.checks import MapSize, checked_images, map_size
@@ -191,6 +192,7 @@ class GEMPredictor(nn.Module):
         min_area: float = 0.0,
         chunk: int | None = None,
         batch: int = 8,
+        advance: Callable[[int], None] = lambda windows: None,
     ) -> Segmentation:
         """Label maps: for each pixel the class whose scaled cosine wins, or background.
 
@@ -204,6 +206,7 @@ class GEMPredictor(nn.Module):
         flip: average with the mirrored image. refine_steps: let maps spread to pixels of like
         colour so often (5 is good). size: (h, w) of the result, default as the images. chunk:
         names whose maps are in memory at a time; default as many as fit in 64 MB. No gradients.
+        advance: called with the number of windows (or images) after each forward pass.
         Returns Segmentation(labels [b, h, w], 0 = background, k + 1 = class k; confidence
         [b, h, w], the winner's probability). Raises TypeError or ValueError for unusable input.
         """
@@ -212,8 +215,14 @@ class GEMPredictor(nn.Module):
         text, groups, classes = prompts.class_texts(
             class_names, words, lambda names: self._embeddings(names, templates)
         )
+
+        def score(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
+            scores = self._scores(part, self._features(part), text, return_ori)
+            advance(len(part))
+            return scores
+
         segmentation = segment_images(
-            lambda part: self._scores(part, self._features(part), text, return_ori),
+            score,
             images,
             groups,
             classes=classes,

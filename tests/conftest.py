@@ -7,7 +7,7 @@ import pytest
 from small import small_model
 
 import gem_lite as gem
-from gem_lite.tools.commands import console
+from gem_lite.tools import progress
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,5 +29,5 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain lines of progress come by the clock; tests that want them set these back."""
-    monkeypatch.setattr(console, "FIRST_LINE", float("inf"))
-    monkeypatch.setattr(console, "FIRST_STEP", float("inf"))
+    monkeypatch.setattr(progress, "FIRST_LINE", float("inf"))
+    monkeypatch.setattr(progress, "FIRST_STEP", float("inf"))

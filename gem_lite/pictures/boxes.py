@@ -57,30 +57,30 @@ def boxes(
     height, width = heat.shape[-2:]
     size = (height, width) if size is None else size
     down, right = size[0] / height, size[1] / width
-    found = []
-    for one in heat.detach().float().cpu().numpy():
-        pieces = connected_pieces(one > threshold)
-        each = []
+    boxes_of_maps = []
+    for values in heat.detach().float().cpu().numpy():
+        pieces = connected_pieces(values > threshold)
+        strong = []
         for number in range(1, int(pieces.max(initial=0)) + 1):
             rows, columns = np.nonzero(pieces == number)
-            if len(rows) >= min_area * one.size:
+            if len(rows) >= min_area * values.size:
                 box = Box(
                     left=float(columns.min() * right),
                     top=float(rows.min() * down),
                     right=float((columns.max() + 1) * right),
                     bottom=float((rows.max() + 1) * down),
-                    score=float(one[rows, columns].max()),
+                    score=float(values[rows, columns].max()),
                 )
-                each.append(box)
-        found.append(sorted(each, key=lambda box: -box.score))
-    return found
+                strong.append(box)
+        boxes_of_maps.append(sorted(strong, key=lambda box: -box.score))
+    return boxes_of_maps
 
 
-def connected_pieces(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+def connected_pieces(mask: NDArray[np.bool_], *, corners: bool = True) -> NDArray[np.int64]:
     """Numbers 1, 2, ... for the connected pieces of a mask [h, w], in reading order; 0 outside.
 
-    Pixels that touch at a side or a corner are connected. Runs of each row are joined with those
-    of the row above that they touch.
+    Pixels that touch at a side are connected, and with `corners` those that touch at a corner. Runs
+    of each row are joined with those of the row above that they touch.
     """
     labels = np.zeros(mask.shape, dtype=np.int64)
     parents: list[int] = [0]
@@ -96,7 +96,11 @@ def connected_pieces(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
         runs: list[tuple[int, int, int]] = []
         for first, behind in edges.reshape(-1, 2).tolist():
-            touching = {top(n) for start, end, n in above if start <= behind and end >= first}
+            touching = {
+                top(n)
+                for start, end, n in above
+                if start < behind + corners and end > first - corners
+            }
             number = min(touching, default=len(parents))
             if not touching:
                 parents.append(number)

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..method.segment import Segmentation as LabelMaps
-from .overlays import contact_sheet, label_colour, save_picture
+from .overlays import contact_sheet, label_colour
+from .saving import save_picture
 
 
 class Segmentation(LabelMaps):

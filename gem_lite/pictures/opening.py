@@ -1,5 +1,6 @@
 """Opening pictures that somebody else made: upright, in a known format, of bounded size."""
 
+import re
 from pathlib import Path
 from typing import IO
 
@@ -7,18 +8,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .transform import to_rgb
 
-# What Pillow decodes by itself. Left out are formats that it hands to another program (EPS) and
-# those that nobody takes photographs in, whose readers are the least tested.
+# What Pillow decodes by itself, in time that grows as the file does. Left out are formats that it
+# hands to another program (EPS) and those that nobody takes photographs in, whose readers are the
+# least tested.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 ENDINGS = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".pgm", ".ppm", ".avif", ".jp2"),
 )
 MAX_PIXELS = 80_000_000  # more than any camera, 240 MB as RGB; Pillow warns a little above it
+MAX_SIDE = 65_535  # JPEG's and GIF's own; resizing needs memory by the longer side too
+_HEAD_BYTES = 4096
+_NETPBM = re.compile(rb"P[0-9A-Za-z]\s")
+_NETPBM_HEAD = re.compile(rb"P[456](?:(?:\s|#[^\r\n]*[\r\n])+\d+){2}\s")
 
 
 class PictureError(ValueError):
-    """A file is no picture, a damaged one, or one that is too large."""
+    """A file that is not a picture, is damaged, or is too large."""
 
 
 def open_picture(
@@ -27,33 +33,38 @@ def open_picture(
     """The first frame of a picture in RGB, turned as its EXIF orientation says.
 
     source: a path, or an open binary file, which then needs a `name` for messages. The number of
-    pixels is read from the file's head and checked before anything is decoded.
-    Raises FileNotFoundError, or PictureError (a ValueError) for what is no picture of `FORMATS`,
-    is damaged or cut short, or has more than `max_pixels`.
+    pixels is read from the file's head and checked before anything is decoded. The result has
+    pixels only: comments, EXIF data and profiles stay behind.
+    Raises FileNotFoundError, or PictureError (a ValueError) for a file of no kind in `FORMATS`,
+    is damaged or cut short, has more than `max_pixels` or a side above `MAX_SIDE`.
     """
-    shown = name or str(source)
+    label = name or str(source)
     if isinstance(source, str | Path) and not Path(source).is_file():
-        raise FileNotFoundError(f"no picture at {shown}")
+        raise FileNotFoundError(f"no picture at {label}")
     Image.init()
     known = [kind for kind in FORMATS if kind in Image.OPEN]  # a Pillow may lack some
     try:
+        _check_netpbm(source, label)
         with Image.open(source, formats=known) as picture:
             width, height = picture.size
-            if width * height > max_pixels:
+            if width * height > max_pixels or max(width, height) > MAX_SIDE:
                 raise PictureError(
-                    f"{shown} has {width} x {height} pixels; expected at most"
-                    f" {max_pixels / 1e6:g} million: make it smaller first"
+                    f"{label} has {width} x {height} pixels; expected at most"
+                    f" {max_pixels / 1e6:g} million, and no side above {MAX_SIDE}: make it smaller"
+                    " first"
                 )
             picture.load()
-            return to_rgb(_upright(picture))
+            upright = to_rgb(_upright(picture))
+            upright.info = {}
+            return upright
     except PictureError:
         raise
     except UnidentifiedImageError as error:
-        raise PictureError(f"{shown} is no picture that Pillow can read") from error
+        raise PictureError(f"{label} is no picture that Pillow can read") from error
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{shown} is too large: {error}") from error
+        raise PictureError(f"{label} is too large: {error}") from error
     except Exception as error:  # a damaged file breaks its decoder in every way there is
-        raise PictureError(f"{shown} cannot be read as a picture ({error})") from error
+        raise PictureError(f"{label} cannot be read as a picture ({error})") from error
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -61,3 +72,21 @@ def _upright(picture: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(picture)
     except Exception:  # damaged EXIF data says nothing; the pixels are fine
         return picture.copy()
+
+
+def _check_netpbm(source: str | Path | IO[bytes], label: str) -> None:
+    """Refuse Netpbm's kinds in text, and long heads: Pillow reads both letter by letter.
+
+    In a text with comments its time grows with the square of their number.
+    """
+    if isinstance(source, str | Path):
+        with open(source, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    else:
+        start = source.tell()
+        head = source.read(_HEAD_BYTES)
+        source.seek(start)
+    if _NETPBM.match(head) and not _NETPBM_HEAD.match(head):
+        raise PictureError(
+            f"{label} is a PPM, PGM or PBM written as text, or has a long head; save it as PNG"
+        )

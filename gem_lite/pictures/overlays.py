@@ -1,8 +1,6 @@
 """Heat maps as pictures: overlays with Pillow and numpy, no display needed."""
 
 import colorsys
-import re
-import secrets
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -15,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..method.config import OPENAI_MEAN, OPENAI_STD
+from .saving import save_overlays
 
 # Indigo over magenta and orange to pale yellow: (position, red, green, blue), joined by straight
 # lines. It grows brighter all the way, so a sheet printed in grey still reads.
@@ -65,12 +64,12 @@ def visualize(
         titled(_blend(pixels, heat, alpha), prompt)
         for heat, prompt in zip(maps, prompts, strict=True)
     ]
-    shown = _in_notebook()
-    if save_path is not None or shown:
+    notebook = _in_notebook()
+    if save_path is not None or notebook:
         sheet = contact_sheet(overlays, columns=min(SHEET_COLUMNS, len(overlays)))
         if save_path is not None:
-            _save(Path(save_path), sheet, overlays, prompts)
-        if shown:
+            save_overlays(Path(save_path), sheet, overlays, prompts)
+        if notebook:
             from IPython.display import display
 
             display(sheet)
@@ -147,10 +146,10 @@ def label_overlay(
     resized = Image.fromarray(labels.cpu().numpy().astype(np.int32)).resize(
         (width, height), Image.Resampling.NEAREST
     )
-    shown = np.asarray(resized)
+    labels_shown = np.asarray(resized)
     colours = np.array([label_colour(index) for index in range(len(names))], dtype=np.float32)
-    painted = alpha * colours[np.maximum(shown - 1, 0)] / 255 + (1 - alpha) * pixels
-    mixed = np.where(shown[..., None] > 0, painted, pixels)
+    painted = alpha * colours[np.maximum(labels_shown - 1, 0)] / 255 + (1 - alpha) * pixels
+    mixed = np.where(labels_shown[..., None] > 0, painted, pixels)
     picture = Image.fromarray((mixed * 255).round().astype(np.uint8))
     return _with_legend(picture, names)
 
@@ -206,43 +205,6 @@ def _drawable(text: str) -> str:
     )
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format its name ends in, complete or not at all."""
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(
-            f"{path} does not end as a picture that Pillow writes; expected .png, .jpg, .webp, ..."
-        )
-    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
-    try:
-        picture.save(temporary, quality=95)  # what has no loss does not ask for it
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def safe_name(index: int, prompt: str) -> str:
-    """A file name for a prompt: its place in the list, and what of it is safe everywhere."""
-    words = re.sub(r"[^\w-]+", "_", prompt).strip("_")
-    while len(words.encode()) > 80:
-        words = words[:-1]
-    return f"{index:02d}-{words}.png" if words else f"{index:02d}.png"
-
-
-def _save(
-    path: Path, sheet: Image.Image, overlays: Sequence[Image.Image], prompts: Sequence[str]
-) -> None:
-    if path.suffix.lower() in Image.registered_extensions() and not path.is_dir():
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; make it")
-        save_picture(sheet, path)
-        return
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file without a picture's ending; give .png or a folder")
-    path.mkdir(parents=True, exist_ok=True)
-    for index, (overlay, prompt) in enumerate(zip(overlays, prompts, strict=True)):
-        save_picture(overlay, path / safe_name(index, prompt))
-
-
 def _pixels(
     image: Image.Image | Tensor, mean: Iterable[float] | None, std: Iterable[float] | None
 ) -> NDArray[np.float32]:
@@ -253,11 +215,11 @@ def _pixels(
         raise TypeError(
             f"image is of type {type(image).__name__}; expected a PIL image or a tensor [3, h, w]"
         )
-    given = list(image.shape)
+    shape = list(image.shape)
     if image.ndim == 4 and len(image) == 1:
         image = image[0]
     if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"image has shape {given}; expected [3, h, w] or [1, 3, h, w]")
+        raise ValueError(f"image has shape {shape}; expected [3, h, w] or [1, 3, h, w]")
     channels = image.detach().float().cpu().numpy().transpose(1, 2, 0)  # [h, w, 3]
     mean = np.array(list(OPENAI_MEAN if mean is None else mean), dtype=np.float32)
     std = np.array(list(OPENAI_STD if std is None else std), dtype=np.float32)
@@ -268,11 +230,11 @@ def _maps(logits: Tensor, prompts: int) -> NDArray[np.float32]:
     """[p, h, w], each stretched to [0, 1]; a constant map is zeros."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"logits is of type {type(logits).__name__}; expected a tensor [p, h, w]")
-    given = list(logits.shape)
+    shape = list(logits.shape)
     if logits.ndim == 4 and len(logits) == 1:
         logits = logits[0]
     if logits.ndim != 3:
-        raise ValueError(f"logits has shape {given}; expected [p, h, w] or [1, p, h, w]")
+        raise ValueError(f"logits has shape {shape}; expected [p, h, w] or [1, p, h, w]")
     if len(logits) != prompts or prompts == 0:
         raise ValueError(f"{len(logits)} maps for {prompts} prompts; expected one map per prompt")
     maps = logits.detach().to(torch.float32).cpu().numpy()

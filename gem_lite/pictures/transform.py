@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..method.config import OPENAI_MEAN, OPENAI_STD
 
+MAX_RESIZED = 100_000_000  # pixels: 1.2 GB as a tensor
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -61,9 +62,9 @@ class ImageTransform:
         """One image -> float32 tensor [3, h, w], contiguous, sharing no memory with the image.
 
         Raises:
-            TypeError: `image` is no PIL image.
-            ValueError: it has no pixels, a mode that can't be made RGB (such as F), or mode I with
-                values outside 0..65535.
+            TypeError: `image` is not a PIL image.
+            ValueError: it has no pixels, would get too many, has a mode that is never RGB (such
+                as F), or mode I with values outside 0..65535.
         """
         if not isinstance(image, Image.Image):
             raise TypeError(f"expected a PIL image, got {type(image).__name__}; {_advice(image)}")
@@ -101,9 +102,17 @@ def _target_size(size: int | tuple[int, int], height: int, width: int) -> tuple[
         raise ValueError(f"the image has no pixels: its (height, width) is {(height, width)}")
     if isinstance(size, tuple):
         return size
-    if width <= height:
-        return int(size * height / width), size
-    return size, int(size * width / height)
+    target = (
+        (int(size * height / width), size)
+        if width <= height
+        else (size, int(size * width / height))
+    )
+    if target[0] * target[1] > MAX_RESIZED:
+        raise ValueError(
+            f"an image of {width} x {height} pixels would become {target[1]} x {target[0]} with a"
+            f" short side of {size}; expected at most {MAX_RESIZED / 1e6:g} million: crop it first"
+        )
+    return target
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -3,6 +3,8 @@
 Each runs in a Python of its own that finds no other package.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +13,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import gem_lite
+from gem_lite.tools.cli import main
+from gem_lite.tools.commands import vendor as command
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,6 +160,141 @@ def test_the_guard_refuses(tmp_path: Path) -> None:
         use(folder, "vendored_gem")
 
 
+# ---- gem-lite vendor
+
+# With torch and einops alone: a small network from its parts, from pixels and tokens to maps.
+TENSORS = """
+import importlib, sys
+folder, name = sys.argv[1:]
+sys.path.insert(0, folder)
+for unwanted in ("safetensors", "PIL", "ftfy", "regex", "gem_lite"):
+    sys.modules[unwanted] = None
+config, model, heatmap, gem = (
+    importlib.import_module(f"{name}.{each}")
+    for each in ("config", "model", "heatmap", "methods.gem")
+)
+import torch
+torch.set_num_threads(1)
+sizes = config.ModelConfig(
+    embed=16,
+    image=config.ImageConfig(size=32, patch=8, width=32, layers=2, heads=2, mlp_width=32),
+    text=config.TextConfig(context=8, vocab=600, width=32, layers=1, heads=2, mlp_width=32),
+    activation="gelu",
+)
+network = model.GEMNetwork(sizes, gem.GEMConfig(blocks=1)).eval()
+model.initialize(network)
+with torch.inference_mode():
+    text = network.encode_text(torch.tensor([[598, 3, 599, 0, 0, 0, 0, 0]] * 2))
+    features = network.encode_image(torch.randn(1, 3, 32, 40))
+    maps = heatmap.heat_maps(features.gem[:, 1:], text, features.grid, (32, 40))
+assert maps.shape == (1, 2, 32, 40) and maps.isfinite().all()
+"""
+
+
+def vendor(*arguments: str) -> int:
+    return main(["vendor", *arguments])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_the_method_alone(tmp_path: Path) -> None:
+    assert vendor(str(tmp_path), "--part", "method", "--name", "maps_of_clip") == 0
+    assert not list(tmp_path.glob(".*")) and not list(tmp_path.rglob("__pycache__"))
+    command = [sys.executable, "-I", "-B", "-c", TENSORS, str(tmp_path), "maps_of_clip"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_model_and_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vendor(str(tmp_path / "deep" / "er"), "--name", "seen") == 0
+    copy = tmp_path / "deep" / "er" / "seen"
+    files = contents(copy)
+    assert "factory.py" in files and not any(name.startswith("tools") for name in files)
+    record = files["VENDOR.md"].decode()
+    for name, data in files.items():
+        if name != "VENDOR.md":
+            assert f"| `{name}` | `{hashlib.sha256(data).hexdigest()}` |" in record
+    assert f"version: {gem_lite.__version__}" in record and "part: model" in record
+    assert "MIT" in record and "--part model --name seen" in record
+    code = "import seen; assert seen.get_tokenizer('ViT-B/16')('a')[0, 0] == 49406"
+    code += "; assert all(hasattr(seen, name) for name in seen.__all__)"
+    subprocess.run([sys.executable, "-B", "-c", code], cwd=copy.parent, check=True)
+
+
+def test_all_of_it_works_and_copies_itself(tmp_path: Path) -> None:
+    assert vendor(str(tmp_path / "one"), "--part", "all", "--name", "vendored_gem") == 0
+    first = tmp_path / "one" / "vendored_gem"
+    assert f"merges: {first / 'data' / 'tokenizer'}" in use(tmp_path / "one", "vendored_gem")
+    command = [sys.executable, "-B", "-m", "vendored_gem", "vendor", str(tmp_path / "two")]
+    done = subprocess.run(
+        [*command, "--part", "all"], cwd=first.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = contents(first), contents(tmp_path / "two" / "gem_lite")
+    del before["VENDOR.md"], after["VENDOR.md"]
+    assert before == after
+
+
+def test_a_later_run_shows_local_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tmp_path), "--part", "method", "--name", "copied"]
+    assert vendor(*arguments) == 0
+    copy = tmp_path / "copied"
+    shipped = contents(copy)
+    assert vendor(str(tmp_path), "--name", "copied") == 0  # nothing was changed; the same part
+    assert contents(copy) == shipped
+    (copy / "attention.py").write_text("# ours\n" + (copy / "attention.py").read_text())
+    (copy / "windows.py").unlink()
+    (copy / "mine.py").write_text("A = 1\n")
+    edited = contents(copy)
+    capsys.readouterr()
+    assert vendor(*arguments) == 1
+    out, err = capsys.readouterr()
+    assert "+# ours" in out and "-def window_maps(" in out and "mine.py" not in out
+    assert out.count("+++ ") == 2 and "--force" in err and len(err.splitlines()) == 1
+    assert contents(copy) == edited
+    assert vendor(*arguments, "--force") == 0
+    assert "+# ours" in capsys.readouterr().out
+    assert contents(copy) == {**shipped, "mine.py": b"A = 1\n"}
+
+
+def test_a_copy_that_cannot_be_imported_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tmp_path), "--part", "method", "--name", "copied"]
+    assert vendor(*arguments) == 0
+    before = contents(tmp_path)
+    broken = tmp_path.parent / f"{tmp_path.name}-broken.py"
+    broken.write_text("import safetensors\n")
+    real = command.part_files
+    monkeypatch.setattr(command, "part_files", lambda part: {**real(part), "extra.py": broken})
+    assert vendor(*arguments) == 2
+    assert "cannot be imported" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["two words", "class", "json", "torch", "a/b", "", ".."])
+def test_names_that_cannot_be_imported(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vendor(str(tmp_path), "--name", name) == 2
+    assert f"--name is {name!r}" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_copy_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gem_lite").mkdir()
+    (tmp_path / "gem_lite" / "mine.py").write_text("A = 1\n")
+    assert vendor(str(tmp_path), "--force") == 2
+    assert "has no VENDOR.md" in capsys.readouterr().err
+    assert contents(tmp_path) == {"gem_lite/mine.py": b"A = 1\n"}
+
+
 # ---- the wheel
 
 
@@ -226,3 +367,13 @@ def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     pip("install", "--no-deps", "--no-index", "--no-compile", "--target", str(folder), str(wheel))
     merges = folder / "gem_lite" / "data" / "tokenizer" / "bpe_merges.txt.gz"
     assert f"merges: {merges}" in use(folder, "gem_lite")
+    # From there `gem-lite vendor` takes the same files as from a checkout, part by part.
+    code = "import json; from gem_lite.tools.commands.vendor import PARTS, _sha256, part_files"
+    code += "; print(json.dumps([[[name, _sha256(path)] for name, path in part_files(part).items()]"
+    code += " for part in PARTS]))"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    for part, files in zip(command.PARTS, json.loads(done.stdout), strict=True):
+        ours = {name: command._sha256(path) for name, path in command.part_files(part).items()}
+        assert dict(files) == ours

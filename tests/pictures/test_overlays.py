@@ -19,11 +19,10 @@ from gem_lite.pictures.overlays import (
     heat_colours,
     label_colour,
     label_overlay,
-    safe_name,
-    save_picture,
     titled,
     visualize,
 )
+from gem_lite.pictures.saving import safe_name, save_picture
 from gem_lite.pictures.transform import get_gem_img_transform
 
 H, W = 40, 60
@@ -279,12 +278,14 @@ def test_an_existing_file_is_replaced_whole_or_not_at_all(
     path = tmp_path / "sheet.png"
     path.write_bytes(b"old")
 
-    def broken(self: Image.Image, file: Path, **options: object) -> None:
-        Path(file).write_bytes(b"half")
+    real = Path.write_bytes
+
+    def broken(self: Path, data: bytes) -> int:
+        real(self, data[: len(data) // 2])
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", broken)
+        patch.setattr(Path, "write_bytes", broken)
         with pytest.raises(OSError, match="disk full"):
             save_picture(picture, path)
     assert os.listdir(tmp_path) == ["sheet.png"] and path.read_bytes() == b"old"

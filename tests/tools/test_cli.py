@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 import gem_lite as gem
+from gem_lite.method.model import GEMNetwork
 from gem_lite.pictures.overlays import contact_sheet, visualize
 from gem_lite.tools.cli import COMMANDS, main
+from gem_lite.tools.commands import models
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,10 +60,9 @@ def size_of(path: Path) -> tuple[int, int]:
 def test_files_and_folders(folder: Path, run: Run) -> None:
     code, out, err = run("photos", "photos/a.png", "--prompts", "cat", "remote control")
     assert (code, err) == (0, "")
-    written = ["heatmaps/a.png", "heatmaps/b.png", "heatmaps/c.png", "heatmaps/a-2.png"]
+    written = ["heatmaps/a.png", "heatmaps/b.png", "heatmaps/c.png"]
     assert out.splitlines() == [str(Path(name)) for name in written]
-    assert sorted(os.listdir("heatmaps")) == ["a-2.png", "a.png", "b.png", "c.png"]
-    assert Path("heatmaps/a.png").read_bytes() == Path("heatmaps/a-2.png").read_bytes()
+    assert sorted(os.listdir("heatmaps")) == ["a.png", "b.png", "c.png"]
     assert size_of(Path("heatmaps/b.png"))[0] == 2 * (30 + 8) + 8
 
 
@@ -88,16 +89,6 @@ def test_segment_adds_a_picture(folder: Path, run: Run) -> None:
     assert run("photos/a.png", "--prompts", "cat", "dog", "--output", "three", "--segment")[0] == 0
     assert size_of(Path("two/a.png"))[0] == 2 * (60 + 8) + 8
     assert size_of(Path("three/a.png"))[0] >= 3 * (60 + 8) + 8
-
-
-def test_pictures_of_the_same_name(folder: Path, run: Run) -> None:
-    (folder / "more").mkdir()
-    for name in ("a.jpg", "a.webp", "a-2.png"):
-        Image.new("RGB", (20, 20)).save(folder / "more" / name)
-    _, out, _ = run("photos/a.png", "more", "--prompts", "cat")
-    names = [Path(line).name for line in out.splitlines()]
-    assert len(set(names)) == 4 == len(os.listdir("heatmaps"))
-    assert names[0] == "a.png"
 
 
 def test_an_input_is_not_overwritten(folder: Path, run: Run) -> None:
@@ -146,9 +137,14 @@ BAD_INPUTS: dict[str, tuple[list[str], str]] = {
         "device is 'xla', which this PyTorch cannot use",
     ),
     "device": (
-        ["photos/a.png", "--prompts", "cat", "--device", "gpu"],
-        "device is 'gpu'; expected 'cpu'",
+        ["photos/a.png", "--prompts", "cat", "--device", "tpu"],
+        "device is 'tpu'; expected 'cpu'",
     ),
+    "no words": (["photos/a.png"], "there are no words to look for; give --prompts"),
+    "no inputs": (["--prompts", "cat"], "there are no inputs; give a picture or a folder"),
+    "no file of words": (["photos/a.png", "--prompts-file", "none.txt"], "none.txt"),
+    "batch": (["photos/a.png", "-p", "cat", "--batch", "0"], "--batch is 0; expected at least 1"),
+    "many to standard output": (["photos", "-p", "cat", "-o", "-"], "--output - takes one picture"),
 }
 
 
@@ -165,7 +161,7 @@ def test_mistakes(arguments: list[str], message: str, folder: Path, run: Run) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "ViT-B/61"], "nearest known models: 'ViT-B/16'"),
+        (["--model", "ViT-B/61"], "unknown model 'ViT-B/61'; nearest known models: 'ViT-B/16'"),
         (["--pretrained", "opanai"], "unknown pretrained weights 'opanai'"),
         (["--pretrained", "none.safetensors"], "no checkpoint at none.safetensors"),
         (["--model", "ViT-H/14-quickgelu", "--pretrained", "metaclip_altogether"], "plain GELU"),
@@ -195,19 +191,58 @@ def test_no_weights_offline(
 # ---- the other commands
 
 
-def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [tuple(line.split()[:2]) for line in lines] == gem.available_models()
-    local = [line for line in lines if len(line.split()) > 2]
+    rows = [tuple(line.split()[:2]) for line in lines if line.startswith("  ")]
+    assert rows == gem.available_models()
+    assert "ViT-B/16: 150 million parameters, photographs" in lines
+    assert "tiny-emoji: 5 million parameters, drawings only" in lines
+    for line in lines:
+        assert ("(no commercial use)" in line) == (" metaclip" in line)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     assert main(["models", "--local"]) == 0
-    assert capsys.readouterr().out.splitlines() == local
-    assert any(line.startswith("tiny-emoji") for line in local)
+    local = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("  tiny-emoji ") for line in local)
+    if not any(line.startswith("ViT") for line in local):
+        assert local[0].startswith("no model for photographs is on this machine; gem-lite models")
     assert main(["models", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [(row["name"], row["tag"]) for row in listed] == gem.available_models()
     for row in listed:
-        assert row["file"] is None or Path(row["file"]).is_file()
+        assert row["file"] is None or Path(row["file"]).stat().st_size == row["bytes"]
+        assert row["commercial_use"] == ("metaclip" not in row["tag"])
+        assert row["knows"] == ("drawings" if row["name"] == "tiny-emoji" else "photographs")
+
+
+def test_parameters_of_models() -> None:
+    """The sum of sizes is that of the network; the model in the box has a number of its own."""
+    for name, config in gem.ARCHITECTURES.items():
+        with torch.device("meta"):
+            network = GEMNetwork(config, gem.GEMConfig())
+        count = sum(each.numel() for each in network.parameters())
+        assert models.parameters(name) == count / 1e6, name
+    tiny = gem.create_gem_model("tiny-emoji", "v1")
+    count = sum(each.numel() for each in tiny.parameters())
+    assert models.parameters("tiny-emoji") == pytest.approx(count / 1e6, abs=0.05)
+
+
+def test_models_fetch(
+    folder: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Says where the file is; what is here already is not fetched again."""
+    (folder / "here").mkdir()
+    shutil.copy(weights, folder / "here" / "ViT-B-16-openai.safetensors")
+    monkeypatch.setenv("GEM_LITE_WEIGHTS", str(folder / "here"))
+    assert main(["models", "--fetch", "ViT-B/16"]) == 0
+    assert capsys.readouterr().out.startswith(f"{folder / 'here' / 'ViT-B-16-openai.safetensors'}:")
+    assert main(["models", "--fetch", "ViT-B/61"]) == 2
+    assert "nearest known models" in capsys.readouterr().err
 
 
 def test_convert_names_what_it_wrote(
@@ -230,10 +265,7 @@ def test_convert_names_what_it_wrote(
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["paint"],
-        ["heatmap"],
-        ["heatmap", "a.png"],
         ["heatmap", "a.png", "--prompts"],
         ["heatmap", "a.png", "--prompts", "cat", "--size", "big"],
         ["heatmap", "a.png", "--prompts", "cat", "--colour"],
@@ -253,12 +285,27 @@ def test_arguments_that_do_not_parse(
     assert err.startswith("gem-lite") and len(err.splitlines()) == 1, err
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
-def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main([*command, "--help"])
+        main([command, "--help"])
     assert left.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: gem-lite")
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: gem-lite {command}") and "\nexamples:\n" in out
+
+
+def test_the_overview_and_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        assert main(arguments) == 0
+        out, err = capsys.readouterr()
+        assert out.startswith("usage: gem-lite COMMAND") and err == ""
+        for name, module in COMMANDS.items():
+            assert f"  {name} " in out and module.HELP in out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gem-lite {gem.__version__}\n"
+    with pytest.raises(SystemExit):
+        main(["segmnt"])
+    assert "'segmnt' is no command; nearest: 'segment'" in capsys.readouterr().err
 
 
 # ---- from a shell
@@ -286,12 +333,73 @@ def test_as_a_module(folder: Path, weights: Path) -> None:
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
 
 
-def test_a_closed_pipe_is_no_traceback(folder: Path) -> None:
-    code = f"{sys.executable} -m gem_lite models | head -n 1"
-    if os.name != "posix":
-        pytest.skip("needs a POSIX shell")
+posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+
+
+def in_a_shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        code, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=True
+    environment["GEM"] = f"{sys.executable} -m gem_lite"
+    return subprocess.run(
+        ["sh", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
+
+
+@posix
+def test_a_closed_pipe_is_no_traceback(folder: Path) -> None:
+    done = in_a_shell("$GEM models | head -n 1", folder)
     assert done.stderr == "" and len(done.stdout.splitlines()) == 1
+
+
+@posix
+def test_closed_and_full_outputs(folder: Path) -> None:
+    done = in_a_shell("$GEM models >&-", folder)
+    assert done.returncode == 2 and "standard output is closed" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = in_a_shell("$GEM models 2>&-", folder)
+    assert done.returncode == 0 and "tiny-emoji" in done.stdout
+    assert in_a_shell("$GEM heatmap none.png -p cat 2>&-", folder).returncode == 2
+    if Path("/dev/full").exists():
+        done = in_a_shell("$GEM models >/dev/full", folder)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    done = in_a_shell("$GEM heatmap '~nosuchuser/a.png' -p cat -o ~nosuchuser", folder)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+@posix
+def test_mistakes_need_no_torch(folder: Path) -> None:
+    """None of these waits for PyTorch: told at once, and so are help and the version."""
+    for arguments in (
+        ["--version"],
+        ["paint"],
+        ["heatmap", "--help"],
+        ["segment", "photos/a.png", "--colour"],
+        ["segment", "photos/a.png", "-p", "cat", "--stride", "8"],
+        ["heatmap", "none.png", "-p", "cat"],
+        ["models"],
+    ):
+        code = "import sys; from gem_lite.tools.cli import main\n"
+        code += f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        code += "sys.exit('torch' in sys.modules or 'PIL.Image' in sys.modules)"
+        assert shell("-c", code, cwd=folder).returncode == 0, arguments
+
+
+@posix
+def test_sigterm_is_told(folder: Path, weights: Path) -> None:
+    for index in range(60):
+        shutil.copy("photos/b.jpg", f"photos/b{index}.jpg")
+    arguments = ["heatmap", "photos", "--prompts", "cat", "--pretrained", str(weights)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "gem_lite", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        _, err = process.communicate()
+    assert process.returncode == 143 and len(err.splitlines()) == 1 and "SIGTERM" in err
+    assert not list(Path("heatmaps").glob(".*"))

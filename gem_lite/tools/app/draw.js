@@ -1,45 +1,81 @@
-// Drawing: grey maps become colours once; pictures and colours are mixed on a canvas again and again.
+// Drawing: values become colours once; pictures and colours are mixed on a canvas again and again.
 
 export function loadImage(url) {
   return new Promise((resolve, reject) => {
     const image = new Image();
     image.onload = () => resolve(image);
-    image.onerror = () => reject(new Error("a picture could not be shown"));
+    image.onerror = () => reject(new Error("the picture could not be shown"));
     image.src = url;
   });
 }
 
 export function canvas(width, height) {
-  const made = document.createElement("canvas");
-  made.width = width;
-  made.height = height;
-  return made;
+  const element = document.createElement("canvas");
+  element.width = width;
+  element.height = height;
+  return element;
 }
 
-// A grey image -> a canvas of its size; colour(value) gives [red, green, blue, alpha], 0 to 255.
-export function painted(image, colour) {
-  const made = canvas(image.naturalWidth, image.naturalHeight);
-  const context = made.getContext("2d", { willReadFrequently: true });
-  context.drawImage(image, 0, 0);
-  const pixels = context.getImageData(0, 0, made.width, made.height);
-  const counts = new Array(256).fill(0);
-  for (let i = 0; i < pixels.data.length; i += 4) {
-    const value = pixels.data[i];
-    counts[value] += 1;
-    pixels.data.set(colour(value), i);
+// A canvas of `size`: pixel i has the colour palette[values[i]], [red, green, blue, alpha].
+export function coloured(size, values, palette) {
+  const layer = canvas(size.width, size.height);
+  const context = layer.getContext("2d");
+  const image = context.createImageData(size.width, size.height);
+  const colours = new Uint8ClampedArray(palette.flat());
+  for (let i = 0; i < values.length; i += 1) {
+    for (let k = 0; k < 4; k += 1) image.data[4 * i + k] = colours[4 * values[i] + k];
   }
-  context.putImageData(pixels, 0, 0);
-  return { layer: made, counts };
+  context.putImageData(image, 0, 0);
+  return layer;
 }
 
-// The picture with the layer over it; alpha 0 shows the picture alone, 1 the layer alone.
-export function mix(target, picture, layer, alpha) {
+// The picture with a layer over it, from x = `from` to `to` (parts of the width).
+// alpha 0 shows the picture alone, 1 the layer alone.
+export function mix(target, picture, layer, alpha, from = 0, to = 1) {
   const context = target.getContext("2d");
-  context.globalAlpha = 1;
+  context.save();
+  context.beginPath();
+  context.rect(from * target.width, 0, (to - from) * target.width, target.height);
+  context.clip();
   context.imageSmoothingQuality = "high";
   context.drawImage(picture, 0, 0, target.width, target.height);
   context.globalAlpha = alpha;
-  context.drawImage(layer, 0, 0, target.width, target.height);
+  if (layer) context.drawImage(layer, 0, 0, target.width, target.height);
+  context.restore();
+}
+
+export function divider(target, place) {
+  const context = target.getContext("2d"), x = Math.round(place * target.width), y = target.height / 2;
+  const unit = target.width / 320;
+  context.save();
+  context.shadowColor = "rgb(0 0 0 / 60%)";
+  context.shadowBlur = 3 * unit;
+  context.fillStyle = "white";
+  context.fillRect(x - unit / 2, 0, unit, target.height);
+  context.beginPath();
+  context.arc(x, y, 7 * unit, 0, 2 * Math.PI);
+  context.fill();
+  context.shadowBlur = 0;
+  context.fillStyle = "#1d1d26";
+  for (const side of [-1, 1]) {
+    context.beginPath();
+    context.moveTo(x + side * 5 * unit, y);
+    context.lineTo(x + side * 2 * unit, y - 3 * unit);
+    context.lineTo(x + side * 2 * unit, y + 3 * unit);
+    context.fill();
+  }
+  context.restore();
+}
+
+export function marker(target, x, y) {
+  const context = target.getContext("2d"), unit = target.width / 320;
+  for (const [width, colour] of [[3 * unit, "#1d1d26"], [1.4 * unit, "white"]]) {
+    context.beginPath();
+    context.arc(x * target.width, y * target.height, 5 * unit, 0, 2 * Math.PI);
+    context.lineWidth = width;
+    context.strokeStyle = colour;
+    context.stroke();
+  }
 }
 
 export function ramp(target, colours) {
@@ -50,39 +86,44 @@ export function ramp(target, colours) {
   });
 }
 
-// One picture of everything shown: rows of { title, tiles: [{ caption, canvas }], legend }.
+// One picture of everything shown: rows of { title, tiles: [{ caption, canvas, scale }], legend };
+// a tile's scale is { ramp, low, high }.
 export function sheet(rows, columns) {
   const gap = 16, band = 34, line = 26, font = "system-ui, 'DejaVu Sans', sans-serif";
   const side = Math.max(...rows.flatMap((row) => row.tiles.map((tile) => tile.canvas.width)));
   const tall = Math.max(...rows.flatMap((row) => row.tiles.map((tile) => tile.canvas.height)));
   const perRow = Math.max(...rows.map((row) => row.tiles.length));
-  const legend = rows.some((row) => row.legend) ? line * Math.max(...rows.map((row) => (row.legend || []).length)) + gap : 0;
-  const cellWidth = perRow * (side + gap), cellHeight = band + tall + line + legend + gap;
-  const down = Math.ceil(rows.length / columns);
-  const made = canvas(columns * cellWidth + gap, down * cellHeight + gap);
-  const context = made.getContext("2d");
+  const legend = Math.max(0, ...rows.map((row) => (row.legend || []).length)) * line;
+  const below = rows.some((row) => row.tiles.some((tile) => tile.scale)) ? line : 0;
+  const cellWidth = perRow * (side + gap), cellHeight = band + tall + line + below + legend + gap;
+  const target = canvas(columns * cellWidth + gap, Math.ceil(rows.length / columns) * cellHeight + gap);
+  const context = target.getContext("2d");
+  const write = (text, x, y, colour, width) => { context.fillStyle = colour; context.fillText(text, x, y, width); };
   context.fillStyle = "white";
-  context.fillRect(0, 0, made.width, made.height);
+  context.fillRect(0, 0, target.width, target.height);
   context.textBaseline = "middle";
   rows.forEach((row, index) => {
     const x = gap + (index % columns) * cellWidth, y = gap + Math.floor(index / columns) * cellHeight;
-    context.fillStyle = "#1d1d26";
     context.font = `600 20px ${font}`;
-    context.fillText(row.title, x, y + band / 2, cellWidth - gap);
+    write(row.title, x, y + band / 2, "#1d1d26", cellWidth - gap);
+    context.font = `15px ${font}`;
     row.tiles.forEach((tile, place) => {
-      const left = x + place * (side + gap);
+      const left = x + place * (side + gap), bottom = y + band + tile.canvas.height;
       context.drawImage(tile.canvas, left, y + band);
-      context.fillStyle = "#5d5d6b";
-      context.font = `15px ${font}`;
-      context.fillText(tile.caption, left, y + band + tile.canvas.height + line / 2, side);
+      write(tile.caption, left, bottom + line / 2, "#5d5d6b", side);
+      if (tile.scale) {
+        const { low, high } = tile.scale;
+        write(low, left, bottom + 1.5 * line, "#5d5d6b", 60);
+        context.drawImage(tile.scale.ramp, left + 64, bottom + 1.5 * line - 6, Math.max(40, side - 128), 12);
+        write(high, left + side - 56, bottom + 1.5 * line, "#5d5d6b", 56);
+      }
     });
     (row.legend || []).forEach((entry, place) => {
-      const top = y + band + tall + line + place * line + line / 2;
+      const top = y + band + tall + line + below + (place + 0.5) * line;
       context.fillStyle = entry.colour;
       context.fillRect(x, top - 8, 16, 16);
-      context.fillStyle = "#1d1d26";
-      context.fillText(entry.name, x + 26, top, cellWidth - gap - 26);
+      write(entry.name, x + 26, top, "#1d1d26", cellWidth - gap - 26);
     });
   });
-  return made;
+  return target;
 }

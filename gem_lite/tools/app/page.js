@@ -1,25 +1,36 @@
-// What the page does: collects picture, words and settings; asks; shows the answer.
+// What the page does: collects picture, words and settings; asks; hands the answer to the view.
 
-import { canvas, loadImage, mix, painted, ramp, sheet } from "./draw.js";
+import { base64, copy, offer } from "./files.js";
+import { prepared, View } from "./view.js";
+import { Words } from "./words.js";
 
-const LARGEST_CANVAS = 640; // pixels of the longer side on the screen
+const RETRIES = [1, 2, 4, 8]; // seconds to wait when others fill the line
+const CONTROLS = ["model", "left", "right", "depth", "iterations", "temperature", "background",
+  "opacity", "threshold", "place"];
+const SWITCHES = ["compare", "common", "rivals"];
 const $ = (id) => document.getElementById(id);
 
-let about = null;
-let picture = null; // { file } or { example: index }
-let answer = null; // the last answer, with its images ready to draw
+let about = null, words = null, view = null;
+let picture = null; // { file } or { example: name }
+let exampleWords = []; // those that an example brought along
 let asked = 0; // number of the last request; answers to earlier ones are dropped
 let redraw = 0;
+const defaults = {}; // what the controls said at the start; the link holds what differs
+
+const shownView = () => document.querySelector("input[name=view]:checked").value;
+const settings = () => ({
+  view: shownView(),
+  compare: $("compare").checked && $("left").value !== $("right").value,
+  common: $("common").checked,
+  opacity: $("opacity").value / 100,
+  threshold: $("threshold").value / 100,
+  background: $("rivals").checked,
+  place: $("place").value / 100,
+});
 
 // ---- what is asked for
 
-function words(text) {
-  return text.split(",").map((word) => word.trim()).filter((word) => word);
-}
-
-function chosen() {
-  return about.models.find((model) => model.name === $("model").value);
-}
+const chosen = () => about.models.find((model) => model.name === $("model").value);
 
 function number(id) {
   const text = $(id).value.trim();
@@ -32,15 +43,6 @@ function temperature() {
   return Number.isFinite(Number(text)) ? Number(text) : text;
 }
 
-function base64(file) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
-    reader.onerror = () => reject(new Error("the file could not be read"));
-    reader.readAsDataURL(file);
-  });
-}
-
 function setPicture(next, name, url) {
   picture = next;
   const preview = $("preview");
@@ -49,31 +51,47 @@ function setPicture(next, name, url) {
   if (preview.src.startsWith("blob:")) URL.revokeObjectURL(preview.src);
   preview.src = url;
   $("file-hint").textContent = name;
-  for (const [index, button] of [...$("examples").children].entries()) {
-    button.setAttribute("aria-pressed", String(next.example === index));
-  }
+  for (const button of $("examples").children) button.setAttribute("aria-pressed", String(next.example === button.dataset.name));
 }
 
+// A picture of one's own. The example's words are not about it: only words typed by hand stay.
 function takeFile(file) {
   if (!file) return;
   setPicture({ file }, file.name || "pasted picture", URL.createObjectURL(file));
-  if (words($("prompts").value).length) ask();
-  else $("prompts").focus();
+  words.set(words.names.filter((name) => !exampleWords.includes(name)));
+  exampleWords = [];
+  if (words.names.length || $("prompts").value.trim()) { ask(); return; }
+  asked += 1; // what is under way is about the picture before
+  finish();
+  complain("");
+  stale(true);
+  $("status").textContent = "A new picture. Type what to look for in it.";
+  $("prompts").focus();
 }
 
-function takeExample(index) {
-  const example = about.examples[index];
-  setPicture({ example: index }, "An example. Choose, drop or paste a picture of your own", example.picture);
-  $("prompts").value = example.prompts.join(", ");
+function showExample(example) {
+  setPicture({ example: example.name }, "An example. Choose, drop or paste a picture of your own", example.picture);
+  exampleWords = example.prompts;
+}
+
+function takeExample(name) {
+  const example = about.examples.find((each) => each.name === name)
+    ?? about.examples.find((each) => each.drawing === chosen().drawings) ?? about.examples[0];
+  showExample(example);
   $("file").value = "";
+  $("prompts").value = "";
+  words.set(example.prompts);
   return ask();
 }
 
 async function question() {
+  words.add($("prompts").value);
+  $("prompts").value = "";
   const body = {
     model: $("model").value,
-    prompts: words($("prompts").value),
-    background: words($("background").value),
+    prompts: words.names,
+    background: $("background").value.split(",").map((word) => word.trim()).filter((word) => word && !words.names.includes(word)),
+    methods: [...new Set([$("left").value, $("right").value])],
     settings: { depth: number("depth"), iterations: number("iterations"), temperature: temperature() },
   };
   if (!picture) throw new Error("Choose a picture first.");
@@ -84,171 +102,129 @@ async function question() {
     }
     body.picture = await base64(picture.file);
   } else {
-    body.example = about.examples[picture.example].name;
+    body.example = picture.example;
   }
   return body;
 }
 
-async function ask() {
-  const mine = ++asked;
-  complain("");
-  $("run").setAttribute("aria-busy", "true");
-  $("cards").classList.add("old");
-  $("status").textContent = "Looking…";
-  try {
-    const body = await question();
+async function answered(body, mine) {
+  for (const [turn, pause] of [...RETRIES, 0].entries()) {
     const response = await fetch("api/maps", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),
     }).catch(() => { throw new Error("The server does not answer. Is gem-lite app still running?"); });
     const content = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
-    if (!response.ok) throw new Error(content.error);
-    const ready = await prepare(content);
+    if (response.ok) return content;
+    if (response.status !== 503 || turn === RETRIES.length) throw new Error(content.error);
+    $("status").textContent = "Others are asking, too. Waiting for a place…";
+    await new Promise((resolve) => setTimeout(resolve, 1000 * pause));
+    if (mine !== asked) return null;
+  }
+  return null;
+}
+
+async function ask() {
+  const mine = ++asked;
+  complain("");
+  $("run").setAttribute("aria-busy", "true");
+  stale(true);
+  $("status").textContent = "Looking…";
+  try {
+    const content = await answered(await question(), mine);
+    if (mine !== asked || !content) return;
+    const answer = await prepared(content, about);
     if (mine !== asked) return;
-    answer = ready;
-    show();
+    $("toolbar").hidden = $("cards").hidden = false;
+    stale(false);
+    view.take(answer);
+    remember();
     const time = content.seconds < 10 ? content.seconds.toFixed(2) : content.seconds.toFixed(0);
     $("status").textContent = `${content.model}, ${content.size.width} × ${content.size.height} pixels, ${time} s`;
+    if (mine > 1 && $("results").getBoundingClientRect().top > window.innerHeight / 2) {
+      $("results").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    }
   } catch (error) {
     if (mine !== asked) return;
-    $("status").textContent = answer ? "These are still the results from before." : "";
+    $("status").textContent = view.answer ? "These are the results from before." : "";
     complain(error.message);
   } finally {
-    if (mine === asked) {
-      $("run").removeAttribute("aria-busy");
-      $("cards").classList.remove("old");
-    }
+    if (mine === asked) finish();
   }
 }
+
+const finish = () => $("run").removeAttribute("aria-busy");
+const stale = (yes) => $("cards").classList.toggle("old", yes); // dims what is not about the question
 
 function complain(text) {
   $("error").textContent = text && text[0].toUpperCase() + text.slice(1);
   $("error").hidden = !text;
+  if (text) $("error").scrollIntoView({ block: "nearest" });
 }
 
-// ---- what is shown
+// ---- the controls of the view; none of them asks the server
 
-async function prepare(content) {
-  const image = await loadImage(content.picture);
-  const streams = {};
-  for (const stream of ["gem", "clip"]) {
-    const maps = await Promise.all(content[stream].maps.map(loadImage));
-    const labels = await loadImage(content[stream].labels);
-    const colours = [[0, 0, 0, 0], ...content.prompts.map((prompt) => [...prompt.colour, 255])];
-    streams[stream] = {
-      maps: maps.map((map) => painted(map, (value) => [...about.colours[value], 255]).layer),
-      labels: painted(labels, (value) => colours[value] || colours[0]),
-      highest: content[stream].highest,
-    };
+function adjust() {
+  const { view: kind, compare } = settings();
+  for (const id of ["opacity", "threshold"]) $(`${id}-value`).textContent = `${$(id).value} %`;
+  for (const each of document.querySelectorAll(".maps-only")) each.hidden = kind === "labels";
+  for (const each of document.querySelectorAll(".labels-only")) each.hidden = kind !== "labels";
+  $("place").hidden = !compare;
+  $("left").hidden = !$("compare").checked;
+  view.draw();
+  remember();
+}
+
+function later(work) {
+  cancelAnimationFrame(redraw);
+  redraw = requestAnimationFrame(work);
+}
+
+function slide(place) {
+  if (place !== undefined) $("place").value = Math.round(100 * place);
+  later(() => { view.paint(); remember(); });
+}
+
+// ---- the link: everything but a picture of one's own
+
+function remember() {
+  const link = new URLSearchParams();
+  if (picture?.example) link.set("example", picture.example);
+  for (const item of words.items) link.append(item.on ? "word" : "off", item.name);
+  if (shownView() !== "maps") link.set("view", shownView());
+  for (const id of CONTROLS) if ($(id).value !== defaults[id]) link.set(id, $(id).value);
+  for (const id of SWITCHES) if ($(id).checked !== defaults[id]) link.set(id, $(id).checked ? "yes" : "no");
+  history.replaceState(null, "", `#${link}`);
+}
+
+async function recall() {
+  const link = new URLSearchParams(location.hash.slice(1));
+  for (const id of CONTROLS) {
+    defaults[id] = $(id).value;
+    if (!link.has(id)) continue;
+    $(id).value = link.get(id);
+    if (!$(id).value) $(id).value = defaults[id]; // a model or method that is not here
   }
-  return { image, streams, prompts: content.prompts };
-}
-
-const view = () => document.querySelector("input[name=view]:checked").value;
-const shownStreams = () => [["gem", "GEM"], ...($("compare").checked ? [["clip", "plain CLIP"]] : [])];
-let tiles = []; // { canvas, layer } of everything on the page
-
-function tile(layer, title, note, name) {
-  const { naturalWidth: width, naturalHeight: height } = answer.image;
-  const scale = Math.min(1, LARGEST_CANVAS / Math.max(width, height));
-  const made = canvas(Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)));
-  made.setAttribute("role", "img");
-  made.setAttribute("aria-label", name);
-  tiles.push({ canvas: made, layer });
-  const figure = document.createElement("figure");
-  const caption = document.createElement("figcaption");
-  caption.textContent = note ? `${title} · ${note}` : title;
-  figure.append(made, caption);
-  return figure;
-}
-
-function card(title, figures) {
-  const made = document.createElement("article");
-  made.className = "card";
-  const heading = document.createElement("h2");
-  heading.textContent = title;
-  const pair = document.createElement("div");
-  pair.className = "pair";
-  pair.append(...figures);
-  made.append(heading, pair);
-  return made;
-}
-
-function legend() {
-  const list = document.createElement("ul");
-  list.className = "legend";
-  const { counts } = answer.streams.gem.labels;
-  const total = counts.reduce((sum, count) => sum + count, 0);
-  answer.prompts.forEach((prompt, index) => {
-    const item = document.createElement("li");
-    const swatch = canvas(1, 1);
-    const context = swatch.getContext("2d");
-    context.fillStyle = `rgb(${prompt.colour.join(" ")})`;
-    context.fillRect(0, 0, 1, 1);
-    const share = document.createElement("small");
-    share.textContent = `${((100 * counts[index + 1]) / total).toFixed(1)} %`;
-    item.append(swatch, prompt.name, share);
-    list.append(item);
-  });
-  return list;
-}
-
-function show() {
-  tiles = [];
-  const cards = $("cards");
-  const labels = view() === "labels";
-  cards.className = labels ? "cards labels" : shownStreams().length === 1 ? "cards single" : "cards";
-  if (labels) {
-    const figures = shownStreams().map(([stream, title]) =>
-      tile(answer.streams[stream].labels.layer, title, "", `Segmentation by ${title}`));
-    const made = card("Segmentation", figures);
-    made.append(legend());
-    cards.replaceChildren(made);
-  } else {
-    cards.replaceChildren(...answer.prompts.map((prompt, index) =>
-      card(prompt.name, shownStreams().map(([stream, title]) =>
-        tile(answer.streams[stream].maps[index], title,
-          `max ${answer.streams[stream].highest[index].toFixed(3)}`,
-          `Heat map of ${prompt.name} by ${title}`)))));
+  for (const id of SWITCHES) {
+    defaults[id] = $(id).checked;
+    if (link.has(id)) $(id).checked = link.get(id) === "yes";
   }
-  $("toolbar").hidden = $("download").hidden = false;
-  $("scale").hidden = labels;
-  draw();
-}
-
-function draw() {
-  const alpha = $("opacity").value / 100;
-  $("opacity-value").textContent = `${$("opacity").value} %`;
-  for (const each of tiles) mix(each.canvas, answer.image, each.layer, alpha);
-}
-
-function download() {
-  const streams = shownStreams();
-  const labels = view() === "labels";
-  const alpha = $("opacity").value / 100;
-  const large = (layer) => {
-    const made = canvas(answer.image.naturalWidth, answer.image.naturalHeight);
-    mix(made, answer.image, layer, alpha);
-    return made;
-  };
-  const rows = labels
-    ? [{
-        title: "Segmentation",
-        tiles: streams.map(([stream, caption]) => ({ caption, canvas: large(answer.streams[stream].labels.layer) })),
-        legend: answer.prompts.map((prompt) => ({ name: prompt.name, colour: `rgb(${prompt.colour.join(" ")})` })),
-      }]
-    : answer.prompts.map((prompt, index) => ({
-        title: prompt.name,
-        tiles: streams.map(([stream, caption]) => ({ caption, canvas: large(answer.streams[stream].maps[index]) })),
-      }));
-  sheet(rows, rows.length > 3 ? 2 : 1).toBlob((blob) => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob);
-    link.download = labels ? "segmentation.png" : "heatmaps.png";
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-  }, "image/png");
+  if (link.get("view") === "labels") document.querySelector("input[name=view][value=labels]").checked = true;
+  describeModel();
+  adjust();
+  const listed = [...link].filter(([key]) => key === "word" || key === "off").slice(0, about.limits.prompts);
+  const example = about.examples.find((each) => each.name === link.get("example"));
+  if (!listed.length) {
+    if (about.examples.length) await takeExample(example?.name);
+    return;
+  }
+  words.set(listed.map(([, name]) => name), link.getAll("off"));
+  if (!example) {
+    $("status").textContent = "The link holds the words and settings, not the picture. Choose one.";
+    return;
+  }
+  showExample(example);
+  await ask();
 }
 
 // ---- the start
@@ -263,49 +239,61 @@ function describeModel() {
   $("temperature").placeholder = adaptive ? "adaptive" : model.temperature;
   $("defaults").textContent = `depth ${model.depth} (1 to ${model.layers + 1}), ${model.iterations} iteration${model.iterations === 1 ? "" : "s"}, ` +
     (adaptive ? "an adaptive temperature" : `inverse temperature ${model.temperature}`);
-  $("model-hint").hidden = !model.name.startsWith("tiny-emoji");
+  $("model-hint").hidden = !model.drawings;
+}
+
+function listen() {
+  $("form").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
+  $("file").addEventListener("change", () => takeFile($("file").files[0]));
+  $("model").addEventListener("change", () => { describeModel(); if (view.answer) ask(); });
+  for (const id of ["left", "right"]) $(id).addEventListener("change", () => { if (view.answer) ask(); adjust(); });
+  for (const id of ["opacity", "threshold"]) $(id).addEventListener("input", () => later(adjust));
+  for (const id of SWITCHES) $(id).addEventListener("change", adjust);
+  for (const radio of document.querySelectorAll("input[name=view]")) radio.addEventListener("change", adjust);
+  $("place").addEventListener("input", () => slide());
+  offer({ view, words, settings, pictureName: () => picture.file?.name || picture.example, complain });
+  $("link").addEventListener("click", (event) => { remember(); copy(event.target, location.href); });
+  $("copy-fetch").addEventListener("click", (event) => copy(event.target, about.fetch));
+  document.addEventListener("paste", (event) => {
+    const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
+    if (file) { event.preventDefault(); takeFile(file); }
+  });
+  for (const [kind, over] of [["dragenter", true], ["dragover", true], ["dragleave", false], ["drop", false]]) {
+    document.addEventListener(kind, (event) => { event.preventDefault(); $("drop").classList.toggle("over", over); });
+  }
+  document.addEventListener("drop", (event) => takeFile(event.dataTransfer.files[0]));
 }
 
 async function start() {
   about = await (await fetch("api/about")).json();
   for (const model of about.models) $("model").append(new Option(model.name, model.name));
-  about.examples.forEach((example, index) => {
+  for (const id of ["left", "right"]) {
+    for (const method of about.methods) {
+      const option = new Option(method.title, method.name);
+      option.title = method.about;
+      $(id).append(option);
+    }
+  }
+  $("left").value = "clip";
+  $("right").value = "gem";
+  $("notice").hidden = !about.models.every((model) => model.drawings);
+  $("fetch").textContent = about.fetch;
+  for (const example of about.examples) {
     const button = document.createElement("button");
     button.type = "button";
+    button.dataset.name = example.name;
     const image = document.createElement("img");
     image.src = example.picture;
     image.alt = `Example: ${example.prompts.join(", ")}`;
     button.append(image);
-    button.addEventListener("click", () => takeExample(index));
+    button.addEventListener("click", () => takeExample(example.name));
     $("examples").append(button);
-  });
-  ramp($("ramp"), about.colours);
-  describeModel();
-
-  $("form").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
-  $("file").addEventListener("change", () => takeFile($("file").files[0]));
-  $("model").addEventListener("change", () => { describeModel(); if (answer) ask(); });
-  $("opacity").addEventListener("input", () => {
-    cancelAnimationFrame(redraw);
-    redraw = requestAnimationFrame(draw);
-  });
-  $("compare").addEventListener("change", show);
-  for (const radio of document.querySelectorAll("input[name=view]")) radio.addEventListener("change", show);
-  $("download").addEventListener("click", download);
-  document.addEventListener("paste", (event) => {
-    const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
-    if (file) { event.preventDefault(); takeFile(file); }
-  });
-  for (const kind of ["dragenter", "dragover"]) {
-    document.addEventListener(kind, (event) => { event.preventDefault(); $("drop").classList.add("over"); });
   }
-  for (const kind of ["dragleave", "drop"]) {
-    document.addEventListener(kind, (event) => { event.preventDefault(); $("drop").classList.remove("over"); });
-  }
-  document.addEventListener("drop", (event) => takeFile(event.dataTransfer.files[0]));
-
+  words = new Words($("words"), about.word_colours, () => { if (view.answer) adjust(); });
+  view = new View(about, words, settings, slide);
   $("status").textContent = "";
-  if (about.examples.length) await takeExample(0);
+  listen();
+  await recall();
 }
 
 start().catch((error) => complain(`The page could not start: ${error.message}`));

@@ -1,4 +1,4 @@
-"""The page over HTTP: four files, two calls, and the checks that keep strangers and giants out."""
+"""The page over HTTP: its files, two calls, and the checks that keep strangers and giants out."""
 
 import ipaddress
 import json
@@ -8,14 +8,31 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .engine import Engine, Limits, read_question
+from .connections import ACCEPTED, protocol
+from .engine import Engine
+from .limits import (
+    Bodies,
+    Gone,
+    Limits,
+    Receive,
+    Refusal,
+    TooLong,
+    Turns,
+    Unfinished,
+    drain,
+    until_gone,
+    visitor,
+)
+from .question import WORDS_BYTES, Question, read_body
 
 HERE = Path(__file__).resolve().parent
 FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/draw.js": ("draw.js", "text/javascript; charset=utf-8"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
+        for name in ("page", "view", "words", "maps", "draw", "files")
+    },
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 # Nothing is loaded from elsewhere, nothing inline runs, no other site may frame the page.
@@ -29,20 +46,17 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-BODY_SECONDS = 120  # longest time that a request's body may take to arrive
+WITH_BODY = "/api/maps"  # the one route that takes a body
 
 logger = logging.getLogger(__name__)
 
-Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 
-class Refusal(Exception):
-    """A request that gets no answer; `status` is its HTTP status."""
+class WrongKind(Refusal):
+    """A body is of another kind than JSON, as a form of another site could send."""
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+    status = 415
 
 
 def allowed_host(header: str, names: Iterable[str]) -> bool:
@@ -62,95 +76,88 @@ def allowed_host(header: str, names: Iterable[str]) -> bool:
     return True
 
 
-def create_app(engine: Engine, *, names: Iterable[str] = ()) -> Any:
-    """The page as a Starlette application. names: further host names that it is reached by.
+def create_app(engine: Engine, *, names: Iterable[str] = ()) -> "Guard":
+    """The page as an ASGI application. names: further host names that it is reached by.
 
     Raises ImportError naming the extra where Starlette is missing.
     """
     try:
         from starlette.applications import Starlette
         from starlette.concurrency import run_in_threadpool
-        from starlette.requests import ClientDisconnect, Request
+        from starlette.requests import Request
         from starlette.responses import Response
         from starlette.routing import Route
     except ImportError as error:
         raise ImportError(_MISSING) from error
 
     limits = engine.limits
-    waiting = 0
+    turns, bodies = Turns(limits), Bodies(limits)
+    start = b""  # what the page starts with, once somebody asked
+    contents = {path: (HERE / name).read_bytes() for path, (name, _) in FILES.items()}
+    # Base64 takes four letters for three bytes; the words and settings come on top.
+    longest = limits.upload_bytes * 4 // 3 + WORDS_BYTES
 
-    def answer(content: Any, status: int = 200) -> Response:
-        return Response(json.dumps(content), status, media_type="application/json")
+    def refusal(status: int, text: str) -> Response:
+        content = json.dumps({"error": text})
+        return Response(content, status, media_type="application/json")
+
+    def calculated(question: Question) -> bytes:
+        return json.dumps(engine.answer(question)).encode()
 
     async def file(request: Request) -> Response:
-        name, kind = FILES[request.url.path]
-        return Response((HERE / name).read_bytes(), media_type=kind)
+        path = request.url.path
+        return Response(contents[path], media_type=FILES[path][1])
 
     async def about(request: Request) -> Response:
-        return answer(await run_in_threadpool(engine.about))
+        nonlocal start
+        start = start or await run_in_threadpool(lambda: json.dumps(engine.about()).encode())
+        return Response(start, media_type="application/json")
 
     async def maps(request: Request) -> Response:
-        nonlocal waiting
-        if waiting > limits.waiting:
-            return answer({"error": "too many people are waiting; try again in a moment"}, 503)
-        waiting += 1
+        address = visitor(request.client.host if request.client else None)
+        receive = request.receive
         try:
-            if request.headers.get("content-type", "").split(";")[0] != "application/json":
-                raise Refusal(415, "the request is no JSON")
-            try:
-                content = json.loads(await _body(request, limits))
-            except (ValueError, RecursionError) as error:
-                raise Refusal(400, "the request is no JSON") from error
-            question = read_question(content, limits)
-            return answer(await run_in_threadpool(engine.answer, question))
-        except Refusal as refusal:
-            return answer({"error": str(refusal)}, refusal.status)
+            _check_head(request.headers, longest, limits)
+            async with bodies.read(receive, address, longest) as body:
+                question = await run_in_threadpool(read_body, body, limits)
+                async with turns.turn(address, lambda: until_gone(receive)):
+                    content = await run_in_threadpool(calculated, question)
+            return Response(content, media_type="application/json")
+        except Gone:
+            return Response(status_code=400)  # which nobody reads
+        except Refusal as error:
+            if isinstance(error, Unfinished):
+                await drain(receive)
+            return refusal(error.status, str(error))
         except ValueError as error:
-            return answer({"error": str(error)}, 422)
-        except ClientDisconnect:
-            return Response(status_code=400)
+            return refusal(422, str(error))
         except Exception:  # out of memory, a fault of ours: the page goes on, the log has it
             logger.exception("a request failed")
-            return answer({"error": "something went wrong here; the server's log tells what"}, 500)
-        finally:
-            waiting -= 1
+            return refusal(500, "something went wrong here; the server's log has the details")
 
     routes = [Route(path, file) for path in FILES]
-    routes += [Route("/api/about", about), Route("/api/maps", maps, methods=["POST"])]
-    return _Guard(Starlette(routes=routes), tuple(names))
+    routes += [Route("/api/about", about), Route(WITH_BODY, maps, methods=["POST"])]
+    return Guard(Starlette(routes=routes), tuple(names), limits)
 
 
-async def _body(request: Any, limits: Limits) -> bytes:
-    """A request's body; Refusal for one that is too long, or takes too long."""
-    import anyio
-
-    # Base64 takes four letters for three bytes; the words and settings are small beside it.
-    longest = limits.upload_bytes * 4 // 3 + 100_000
-    too_long = Refusal(413, f"the picture has more than {limits.upload_bytes / 1e6:g} MB")
-    length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > longest:
-        raise too_long
-    parts, size = [], 0
-    try:
-        with anyio.fail_after(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size > longest:
-                    raise too_long
-                parts.append(part)
-    except TimeoutError as error:
-        raise Refusal(408, "the picture took too long to arrive") from error
-    return b"".join(parts)
+def _check_head(headers: Any, longest: int, limits: Limits) -> None:
+    if headers.get("content-type", "").split(";")[0] != "application/json":
+        raise WrongKind("the request is not JSON")
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or len(length) > 20 or int(length) > longest:
+        raise TooLong(f"the picture has more than {limits.upload_bytes / 1e6:g} MB")
 
 
-class _Guard:
+class Guard:
     """Refuses requests made by pages of other sites, and adds the headers to every answer."""
 
-    def __init__(self, app: Any, names: tuple[str, ...]) -> None:
+    def __init__(self, app: Any, names: tuple[str, ...], limits: Limits) -> None:
+        self.limits = limits
         self._app = app
         self._names = names
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """An ASGI call."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
@@ -159,11 +166,17 @@ class _Guard:
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 more = [(name.lower().encode(), text.encode()) for name, text in HEADERS.items()]
+                if message["status"] >= 400:  # the rest of its body is not waited for
+                    more.append((b"connection", b"close"))
                 message = {**message, "headers": [*message.get("headers", []), *more]}
             await send(message)
 
+        headers = dict(scope["headers"])
+        body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         if (reason := self._foreign(scope)) is not None:
             await _plain(with_headers, 403, reason)
+        elif body and scope["path"] != WITH_BODY:
+            await _plain(with_headers, 413, "this address takes no body")
         else:
             await self._app(scope, receive, with_headers)
 
@@ -194,9 +207,7 @@ async def _plain(send: Send, status: int, text: str) -> None:
 _MISSING = "the web page needs Starlette and Uvicorn: pip install 'gem_lite[app]'"
 
 
-def serve(
-    app: Any, host: str, port: int, *, started: Callable[[str], None], connections: int = 100
-) -> None:
+def serve(app: Guard, host: str, port: int, *, started: Callable[[str], None]) -> None:
     """Serve until Ctrl-C. port 0 takes a free one; `started` gets the page's address.
 
     Raises OSError where the port cannot be had, ImportError naming the extra.
@@ -220,16 +231,26 @@ def serve(
         listener.listen()
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"
-        config = uvicorn.Config(
-            app,
-            access_log=False,
-            log_level="warning",
-            limit_concurrency=connections,
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=5,
-            server_header=False,
-            lifespan="off",
-        )
+        server = uvicorn.Server(configuration(app))
         started(address)
         with suppress(KeyboardInterrupt):  # the way to end it
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
+
+
+def configuration(app: Guard, **more: Any) -> Any:
+    """Uvicorn's configuration for the page, with connections under the app's limits."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        http=protocol(app.limits),
+        ws="none",
+        backlog=ACCEPTED,
+        access_log=False,
+        log_level="error",
+        timeout_keep_alive=round(app.limits.idle_seconds),
+        timeout_graceful_shutdown=5,
+        server_header=False,
+        lifespan="off",
+        **more,
+    )

@@ -4,11 +4,8 @@ import argparse
 import socket
 import webbrowser
 
-from ...factory import DTYPES
-from ..app.engine import Engine, Limits
-from ..app.server import create_app, serve
 from .console import say, tell
-from .model import add_device_argument, chosen_device, chosen_model
+from .model import PRECISIONS, add_device_argument, chosen_device, chosen_model
 
 HELP = "a web page to try it, on this machine"
 EXAMPLES = """\
@@ -19,7 +16,6 @@ gem-lite app --port 0 --open
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `gem-lite app`."""
-    limits = Limits()
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -40,25 +36,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-upload",
         type=float,
-        default=limits.upload_bytes / 1e6,
+        default=20.0,
         metavar="MB",
         help="largest file (default: %(default)s)",
     )
     parser.add_argument(
         "--max-pixels",
         type=float,
-        default=limits.pixels / 1e6,
+        default=40.0,
         metavar="MILLIONS",
         help="largest picture (default: %(default)s)",
     )
     parser.add_argument("--model", help="the first one in the menu; default: the best one here")
     parser.add_argument("--pretrained", help="tag or weight file")
-    parser.add_argument("--precision", choices=list(DTYPES), default="fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C."""
+    from ..app.engine import Engine
+    from ..app.limits import Limits
+    from ..app.server import create_app, serve
+
     if not 0 <= args.port <= 65535:
         raise ValueError(f"--port is {args.port}; expected 0 to 65535")
     for option, value in (("--max-upload", args.max_upload), ("--max-pixels", args.max_pixels)):

@@ -4,14 +4,11 @@ import argparse
 from itertools import count
 from pathlib import Path
 
-from ...checkpoints.convert import convert
-from ...checkpoints.describe import header_for
 from ...checkpoints.known import default_file_name, fetch_source, find_row, known_row
-from ...checkpoints.others import read_source
-from ...factory import DTYPES, checked_device
 from ...method.config import ACTIVATIONS
-from .console import Progress, say, say_json
-from .model import add_device_argument, chosen_device
+from ..progress import Progress
+from .console import say, say_json
+from .model import PRECISIONS, add_device_argument, chosen_device
 
 HELP = "another layout's weights into a file of ours"
 EXAMPLES = """\
@@ -25,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="architecture, such as ViT-B/16")
     parser.add_argument("--pretrained", required=True, help="tag, such as openai")
     parser.add_argument("--source", type=Path, help="file or folder; default: fetch the tag's file")
-    parser.add_argument("--output", type=Path, help="file; default: by model and tag, in weights/")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="default: each tensor as it is")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="file; default: by model and tag, in weights/"
+    )
+    parser.add_argument("--dtype", choices=PRECISIONS, help="default: each tensor as it is")
     parser.add_argument("--activation", choices=ACTIVATIONS, help="for a file that does not say")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     add_device_argument(parser)
@@ -34,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert a file, fetched if need be, and say what was written."""
+    from ...checkpoints.convert import convert
+    from ...checkpoints.describe import header_for
+    from ...checkpoints.others import read_source
+    from ...factory import DTYPES, checked_device
+
     device = checked_device(chosen_device(args.device))
     row = find_row(args.model, args.pretrained)
     path = args.source or fetch_source(row or known_row(args.model, args.pretrained))

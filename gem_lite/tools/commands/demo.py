@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from ...pictures.overlays import save_picture
-from ..demo import demo_picture, demo_sheet
 from .console import say
 from .model import add_device_argument, chosen_device
 
@@ -18,13 +16,16 @@ gem-lite demo --output sheet.jpg
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `gem-lite demo`."""
     parser.add_argument(
-        "--output", type=Path, default=Path("demo.png"), help="default: %(default)s"
+        *("-o", "--output"), type=Path, default=Path("demo.png"), help="default: %(default)s"
     )
     add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the sheet of the demonstration."""
+    from ...pictures.saving import save_picture
+    from ..demo import demo_picture, demo_sheet
+
     picture, words = demo_picture()
     save_picture(demo_sheet(picture, words, device=chosen_device(args.device)), args.output)
     say(f"{args.output.resolve()}: heat maps of {', '.join(words)}, GEM beside plain CLIP")

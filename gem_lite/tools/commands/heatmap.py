@@ -1,25 +1,29 @@
 """`gem-lite heatmap`: a sheet of heat maps for every picture."""
 
+from __future__ import annotations
+
 import argparse
+import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-
-from ...checkpoints.files import atomic_file
-from ...pictures.overlays import contact_sheet, label_overlay, save_picture, visualize
 from .console import say
-from .inputs import INPUT_HELP, checked_output, find_pictures, for_each_picture, output_names
-from .model import add_model_arguments, check_input, load_model
-from .words import add_word_arguments, checked_words, reduced, templates_of
+from .inputs import Input, add_input_arguments, check_output, find_inputs, goes_to_stdout
+from .model import add_model_arguments, load_model
+from .segment import add_background_argument, background_words
+from .words import add_word_arguments, chosen_words, reduced, templates_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from .pictures import Loaded
 
 HELP = "heat maps of pictures, one sheet each"
 EXAMPLES = """\
 gem-lite heatmap {demo} --prompts fish drum
-gem-lite heatmap {demo} --prompts fish drum "hot dog" --plain --output plain
+gem-lite heatmap {demo} -p fish,drum,"hot dog" --plain -o plain
 gem-lite heatmap {demo} --prompts fish --arrays --json
 """
 
@@ -32,16 +36,19 @@ class _Result(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `gem-lite heatmap`."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
-    add_word_arguments(parser, "what to look for; a phrase in quotes")
+    add_input_arguments(parser)
+    add_word_arguments(parser, "what to look for")
     parser.add_argument(
-        "--output", type=Path, default=Path("heatmaps"), help="folder (default: %(default)s)"
+        *("-o", "--output"),
+        default="heatmaps",
+        help="folder, or - for standard output (default: %(default)s)",
     )
     parser.add_argument(
         "--size", type=int, metavar="N", help="short side in pixels; default: a square"
     )
     parser.add_argument("--plain", action="store_true", help="plain CLIP's maps, to compare")
     parser.add_argument("--segment", action="store_true", help="add the segmentation")
+    add_background_argument(parser)
     parser.add_argument(
         "--arrays", action="store_true", help="also write NAME.npz: the cosines [prompts, h, w]"
     )
@@ -51,61 +58,98 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write a sheet for every picture."""
-    words = checked_words(args.prompts)
+    words = chosen_words(args)
     templates = templates_of(args)
-    inputs = find_pictures(args.inputs)
-    targets = [args.output / f"{name}.png" for name in output_names(inputs.pictures)]
-    checked_output(args.output, targets, inputs.pictures)
+    inputs = find_inputs(args)
+    folder = Path(args.output)
+    to_stdout = goes_to_stdout(args, inputs)
+    outputs = [(each, folder / f"{each.name}.png") for each in inputs.pictures]
+    if not to_stdout:
+        check_output(folder, outputs)
+    if args.skip_existing:
+        inputs.pictures = [each for each, target in outputs if not target.exists()]
+
+    import numpy as np
+    import torch
+
+    from ...checkpoints.files import atomic_file
+    from ...pictures.overlays import contact_sheet, label_overlay, visualize
+    from ...pictures.saving import save_picture
+    from . import pictures
+
     model, transform = load_model(args)
-    args.output.mkdir(parents=True, exist_ok=True)
+    batch = pictures.batch_size(args.batch, model.network.device)
+    with torch.inference_mode():
+        text = model.encode_text(words, templates=templates)
 
-    def work(picture: Image.Image) -> _Result:
-        check_input(picture, args.size, model)
-        image = transform(picture)[None]
-        shown = reduced(picture)
+    def work(group: list[Loaded]) -> list[tuple[Loaded, Any, Any]]:
+        images = torch.stack([each.tensor for each in group])
         with torch.inference_mode():
-            maps = model(image, words, normalize=False, return_ori=args.plain, templates=templates)
-            sheet = visualize(shown, words, maps)
+            maps = model(images, text, normalize=False, return_ori=args.plain)
+            labels: list[Any] = [None] * len(group)
             if args.segment:
-                size = (shown.height, shown.width)
-                labels = model.segment(
-                    image, words, return_ori=args.plain, size=size, templates=templates
-                ).labels
-                sheet.append(label_overlay(shown, labels[0], words))
-        whole = contact_sheet(sheet, columns=min(4, len(sheet)))
-        return _Result(whole, maps[0].cpu().numpy(), (picture.height, picture.width))
+                segmented = model.segment(
+                    images,
+                    words,
+                    background=background_words(args, words),
+                    return_ori=args.plain,
+                    templates=templates,
+                )
+                labels = list(segmented.labels)
+        return list(zip(group, maps.cpu(), labels, strict=True))
 
-    def write(result: _Result, index: int) -> dict[str, Any]:
-        target = targets[index]
-        save_picture(result.sheet, target)
-        told: dict[str, Any] = {"output": str(target)}
+    def write(result: tuple[Loaded, Any, Any], source: Input) -> dict[str, Any]:
+        loaded, maps, labels = result
+        shown = reduced(loaded.picture)
+        tiles = visualize(shown, words, maps[None])
+        if labels is not None:
+            tiles.append(label_overlay(shown, labels, words))
+        sheet = contact_sheet(tiles, columns=min(4, len(tiles)))
+        if to_stdout:
+            sheet.save(sys.stdout.buffer, "PNG")
+            return {}
+        target = folder / f"{source.name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(sheet, target)
+        entry: dict[str, Any] = {"output": str(target)}
         if args.arrays:
-            arrays = target.with_suffix(".npz")
+            arrays = target.with_name(f"{target.stem}.npz")
             with atomic_file(arrays) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, maps=result.maps, prompts=np.array(words))
-            told["arrays"] = str(arrays)
+                np.savez_compressed(file, maps=maps.numpy(), prompts=np.array(words))
+            entry["arrays"] = str(arrays)
         if args.json:
-            return {**told, "prompts": _figures(result, words)}
-        say(str(target))
-        return told
+            size = (loaded.picture.height, loaded.picture.width)
+            entry["prompts"] = _figures(maps.numpy(), words, size)
+        return entry
 
-    return for_each_picture(inputs, work, write, as_json=args.json)
+    return pictures.for_each_picture(
+        inputs,
+        pictures.loader(args, model, transform),
+        work,
+        write,
+        batch=batch,
+        as_json=args.json,
+        say=lambda entry: None if to_stdout else say(entry["output"]),
+    )
 
 
-def _figures(result: _Result, words: list[str]) -> list[dict[str, Any]]:
+def _figures(
+    maps: NDArray[np.float32], words: list[str], size: tuple[int, int]
+) -> list[dict[str, Any]]:
     """For each prompt the highest and the mean cosine, and where in the picture the highest is."""
     figures = []
-    height, width = result.maps.shape[1:]
-    for word, cosines in zip(words, result.maps, strict=True):
-        row, column = np.unravel_index(int(cosines.argmax()), cosines.shape)
-        y = int((row + 0.5) * result.size[0] / height)
-        x = int((column + 0.5) * result.size[1] / width)
+    height, width = maps.shape[1:]
+    for word, cosines in zip(words, maps, strict=True):
+        row, column = divmod(int(cosines.argmax()), width)
         figures.append(
             {
                 "prompt": word,
                 "highest_cosine": round(float(cosines.max()), 6),
                 "mean_cosine": round(float(cosines.mean()), 6),
-                "highest_at": {"x": x, "y": y},
+                "highest_at": {
+                    "x": int((column + 0.5) * size[1] / width),
+                    "y": int((row + 0.5) * size[0] / height),
+                },
             }
         )
     return figures

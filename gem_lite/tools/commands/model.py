@@ -1,28 +1,33 @@
 """The options that choose a model, its settings and its device, the same for every command."""
 
+from __future__ import annotations
+
 import argparse
+import json
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from PIL import Image
-
-from ...checkpoints.known import available_models, find_file, find_row, known_row
-from ...checkpoints.ours import read_header
-from ...factory import DTYPES, create_model_and_transforms
-from ...pictures.transform import ImageTransform
-from ...predictor import GEMPredictor
+from ...method.config import nearest
 from .console import tell
+
+if TYPE_CHECKING:
+    from ...pictures.transform import ImageTransform
+    from ...predictor import GEMPredictor
 
 BEST = ("ViT-B/16", "openai")  # for photographs; taken when its file is on this machine
 SHIPPED = ("tiny-emoji", "v1")
+PRECISIONS = ("fp32", "fp16", "bf16")
 MOST_PATCHES = 1 << 14  # of one forward pass: 2048 x 2048 pixels in patches of 16
+MOST_IN_WINDOWS = 1 << 17  # patches of one picture seen in windows, all windows together
 
 
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """`--device`, by default the graphics card if there is one."""
+def add_device_argument(parser: argparse._ActionsContainer) -> None:
+    """`--device`, by default a graphics card if there is one."""
     parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)"
+        "--device",
+        default="auto",
+        help="auto (CUDA, else MPS, else CPU), cpu, cuda, gpu, mps, or a card's number"
+        " (default: %(default)s)",
     )
 
 
@@ -34,16 +39,23 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"default: {' '.join(BEST)} if its file is on this machine, else {' '.join(SHIPPED)}",
     )
     group.add_argument("--pretrained", help="tag or weight file; default: the model's first tag")
-    group.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)"
-    )
-    group.add_argument("--precision", choices=list(DTYPES), default="fp32")
+    add_device_argument(group)
+    group.add_argument("--precision", choices=PRECISIONS, default="fp32")
     add_gem_arguments(parser)
 
 
 def add_gem_arguments(parser: argparse.ArgumentParser) -> None:
-    """GEM's five settings."""
-    group = parser.add_argument_group("settings of GEM, by default the weight file's own")
+    """The method, its settings, and the five of GEM that have options of their own."""
+    group = parser.add_argument_group("method, by default the weight file's, with its settings")
+    group.add_argument("--method", help="such as gem, clearclip or naclip (gem_lite.methods())")
+    group.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        type=_setting,
+        metavar="NAME=VALUE",
+        help="settings of the method, such as std=3 for naclip",
+    )
     group.add_argument("--gem-depth", type=int, metavar="N", help="dual blocks + 1; 1 = plain CLIP")
     group.add_argument("--ss-attn-iter", type=int, metavar="N", help="refinements, 0 or more")
     group.add_argument(
@@ -57,35 +69,65 @@ def add_gem_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_model(args: argparse.Namespace, *, fetch: bool = False) -> tuple[str, str]:
-    """Name and tag (or path) of the model that the options ask for; a default is told.
+    """Name and tag (or path) of the model that the options ask for; a default is reported.
 
     fetch: by default BEST also where its file is not on this machine, and never the model in the
     box, which knows no photographs. Raises ValueError for an unknown name.
     """
+    from ...checkpoints.known import find_file, find_row
+
     name, tag = args.model, args.pretrained
     if name is None and tag is None:
         best = find_row(*BEST)
         here = best is not None and find_file(best) is not None
         name, tag = BEST if here or fetch else SHIPPED
-        how = "for photographs" if (name, tag) == BEST else "the model in the box, for drawings"
-        how += "" if here or not fetch else "; not on this machine, so it is fetched"
+        if (name, tag) == SHIPPED:
+            for line in drawings_only():
+                tell(line)
+            return name, tag
+        how = "for photographs" + ("" if here else "; not on this machine, so it is fetched")
         tell(f"model {name} {tag} ({how}); --model and --pretrained choose another")
     elif name is None:
         name = _name_in(Path(tag)) or BEST[0]
     elif tag is None:
-        tag = _first_tag(name)
+        tag = first_tag(name)
     return name, tag
 
 
+def drawings_only() -> tuple[str, ...]:
+    """What to say where the model in the box stands in for one that knows photographs."""
+    from ...checkpoints.known import cache_folder, known_row, published_file_name
+
+    row = known_row(*BEST)
+    return (
+        f"WARNING: {' '.join(SHIPPED)}, the model in the box, knows drawings only;"
+        " what it says of a photograph means nothing",
+        f"for photographs run once: gem-lite models --fetch {BEST[0]}"
+        f" (or put {published_file_name(row)}, carried over by hand, into {cache_folder()});"
+        " --model chooses another",
+    )
+
+
 def chosen_device(text: str) -> str:
-    """`auto` as cuda where there is one, else cpu; anything else as it is."""
+    """`auto` as cuda, mps or cpu, `gpu` as one of the first two, a number as that card."""
+    import torch
+
+    cards = ["cuda"] if torch.cuda.is_available() else []
+    cards += ["mps"] if torch.backends.mps.is_available() else []
     if text == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return text
+        return (cards or ["cpu"])[0]
+    if text == "gpu":
+        if not cards:
+            raise ValueError("--device is gpu; this PyTorch finds neither CUDA nor MPS")
+        return cards[0]
+    return f"cuda:{int(text)}" if text.isdecimal() else text
 
 
 def load_model(args: argparse.Namespace) -> tuple[GEMPredictor, ImageTransform]:
     """The model that the options ask for, with its transform, or with `--size` where given."""
+    from ...factory import create_model_and_transforms
+    from ...pictures.transform import ImageTransform
+
     name, tag = chosen_model(args)
     model, transform = create_model_and_transforms(
         name,
@@ -97,6 +139,8 @@ def load_model(args: argparse.Namespace) -> tuple[GEMPredictor, ImageTransform]:
         device=chosen_device(args.device),
         gem_streams=args.gem_streams,
         gem_residual=False if args.no_gem_residual else None,
+        method=args.method,
+        settings=dict(args.set) or None,
     )
     size = getattr(args, "size", None)
     if size is not None:
@@ -104,35 +148,78 @@ def load_model(args: argparse.Namespace) -> tuple[GEMPredictor, ImageTransform]:
         patch = model.network.config.image.patch
         if size < patch:
             raise ValueError(f"--size is {size}; expected at least one patch, {patch} x {patch}")
+    check_work(args, (1, 1), model)
     return model, transform
 
 
-def check_input(picture: Image.Image, size: int | None, model: GEMPredictor) -> None:
-    """Raise ValueError for a picture that `--size` makes too large for one forward pass."""
-    if size is None:
+def check_work(args: argparse.Namespace, sides: tuple[int, int], model: GEMPredictor) -> None:
+    """Raise ValueError where `--size` and `--window` ask for more than a machine's memory.
+
+    sides: (h, w) of a picture. Without --size every picture becomes the model's square.
+    """
+    patch = model.network.config.image.patch
+    size, window = getattr(args, "size", None), getattr(args, "window", None)
+    short = model.header.size if size is None else size
+    long = short if size is None else int(short * max(sides) / max(1, min(sides)))
+    shape = "" if sides == (1, 1) else f"{sides[1]} x {sides[0]} pixels at "
+    if window is None:
+        if short * long > MOST_PATCHES * patch**2:
+            raise ValueError(
+                f"{shape}a short side of {short} are too many for the model; leave out --size, or"
+                " make it smaller"
+            )
         return
-    longest = size * max(picture.size) / min(picture.size)
-    if size * longest > MOST_PATCHES * model.network.config.image.patch**2:
+    if min(window, short) * min(window, long) > MOST_PATCHES * patch**2:
+        side = int(MOST_PATCHES**0.5) * patch
+        raise ValueError(f"--window is {window}; expected at most {side} for this model")
+    count = count_windows((short, long), window, args.stride)
+    if count * min(window, short) * min(window, long) > MOST_IN_WINDOWS * patch**2:
         raise ValueError(
-            f"{picture.width} x {picture.height} pixels at a short side of {size} are too many for"
-            " the model; leave out --size, or make it smaller"
+            f"{shape}a short side of {short} are {count} windows, too many for memory; make --size"
+            " smaller or --stride larger"
         )
+
+
+def count_windows(sides: tuple[int, int], window: int, stride: int | None) -> int:
+    """Windows in an image; by default they overlap by half."""
+    step = stride or max(1, window // 2)
+    rows, columns = (1 + max(0, -(-(side - window) // step)) for side in sides)
+    return rows * columns
 
 
 def _name_in(path: Path) -> str | None:
     """The model's name in a weight file of ours; None for anything else."""
+    from ...checkpoints.ours import read_header
+
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     header = read_header(path)
     return None if header is None else header.model
 
 
-def _first_tag(model: str) -> str:
+def first_tag(model: str) -> str:
+    """The first tag of a model. Raises ValueError for an unknown name."""
+    from ...checkpoints.known import available_models, find_row
+
     for name, tag in available_models():
         if find_row(model, tag) is not None or name.lower() == model.lower():
             return tag
-    return known_row(model, "openai").tag  # raises, naming what is known
+    names = list(dict(available_models()))
+    raise ValueError(
+        f"unknown model {model!r}; nearest known models: {nearest(model, names)}; gem-lite models"
+        " lists all"
+    )
 
 
 def _inverse_temperature(text: str) -> float | Literal["adaptive"]:
     return "adaptive" if text == "adaptive" else float(text)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as std=3")
+    try:
+        return name, json.loads(value)  # a number, true, false
+    except ValueError:
+        return name, value

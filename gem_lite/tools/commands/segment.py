@@ -1,40 +1,50 @@
-"""`gem-lite segment`: a label map for every picture, and how it looks over the picture."""
+"""`gem-lite segment`: which pixel belongs to which word, in the formats that other tools take."""
+
+from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
-from ...pictures.labels import label_picture
-from ...pictures.overlays import label_overlay, save_picture
 from .console import say
-from .inputs import INPUT_HELP, checked_output, find_pictures, for_each_picture, output_names
-from .model import add_model_arguments, check_input, load_model
-from .words import add_word_arguments, checked_words, reduced, templates_of
+from .inputs import Input, Inputs, add_input_arguments, check_output, find_inputs, goes_to_stdout
+from .model import add_model_arguments, count_windows, load_model
+from .words import (
+    add_word_arguments,
+    checked_words,
+    chosen_words,
+    reduced,
+    split_words,
+    templates_of,
+)
 
-HELP = "which pixel belongs to which word: label maps"
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ...pictures.writers import Writer
+    from .pictures import Loaded
+
+HELP = "which pixel belongs to which word: label maps, masks, COCO, YOLO"
 EXAMPLES = """\
-gem-lite segment {demo} --prompts fish drum elephant --background background
-gem-lite segment {demo} --prompts "drum|drum kit" fish --threshold 0.6 --json
+gem-lite segment {demo} --prompts fish drum elephant
+gem-lite segment {demo} -p "drum|drum kit,fish" --background wall floor --threshold 0.6 --json
+gem-lite segment {demo} -p fish drum --format coco masks
 """
-
-
-class _Result(NamedTuple):
-    overlay: Image.Image
-    labels: Tensor  # [h, w], 0 = background, k + 1 = class k
+FORMATS = ("labels", "overlay", "masks", "coco", "coco-polygons", "npz", "geojson", "yolo")
+# What the field calls stuff. On labelled collages it scores, in mIoU of the words (and IoU of the
+# background), 39 % (81 %) where all that is there is asked for, 34 % (89 %) for one word; the word
+# "background" alone 39 % (81 %) and 23 % (78 %); no background 25 % (0 %) and 6 % (0 %).
+BACKGROUND = ["background", "wall", "sky", "ground", "floor"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `gem-lite segment`."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
+    add_input_arguments(parser)
     add_word_arguments(parser, "classes; 'tv|television' are two names of one class")
-    parser.add_argument(
-        "--background", nargs="+", default=[], metavar="WORD", help="words for everything else"
-    )
+    add_background_argument(parser)
     parser.add_argument(
         "--threshold", type=float, metavar="X", help="pixels whose best probability is lower: none"
     )
@@ -48,76 +58,170 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plain", action="store_true", help="plain CLIP's, to compare")
     parser.add_argument(
-        "--output", type=Path, default=Path("segments"), help="folder (default: %(default)s)"
+        *("-o", "--output"),
+        default="segments",
+        help="folder, or - for the labels on standard output (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        default=["labels", "overlay"],
+        help="what to write: labels = VOC's PNGs in the folder, the others inside it (default:"
+        " labels overlay)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per picture")
     add_model_arguments(parser)
 
 
+def add_background_argument(parser: argparse.ArgumentParser) -> None:
+    """`--background`."""
+    parser.add_argument(
+        "--background",
+        nargs="+",
+        default=BACKGROUND,
+        metavar="WORD",
+        help="words for everything else; none = every pixel gets one of the prompts (default:"
+        f" {' '.join(BACKGROUND)})",
+    )
+
+
+def background_words(args: argparse.Namespace, classes: Iterable[str]) -> list[str]:
+    """The words of `--background` without those that are asked for; empty for `none`."""
+    words = checked_words(split_words(args.background), "--background")
+    asked = {word.lower() for word in classes}
+    return [] if words == ["none"] else [word for word in words if word.lower() not in asked]
+
+
 def run(args: argparse.Namespace) -> int:
-    """Write NAME.png, the labels (0 = background), and NAME-overlay.png for every picture."""
-    classes = [checked_words(word.split("|")) for word in checked_words(args.prompts)]
+    """Write every format's files for every picture."""
+    classes = [checked_words(word.split("|")) for word in chosen_words(args)]
     names = [synonyms[0] for synonyms in classes]
-    background = checked_words(args.background, "--background")
+    background = background_words(args, [word for synonyms in classes for word in synonyms])
     templates = templates_of(args)
-    if args.stride is not None and args.window is None:
-        raise ValueError("--stride is given without --window; expected both, or the window alone")
-    inputs = find_pictures(args.inputs)
-    targets = [args.output / f"{name}.png" for name in output_names(inputs.pictures)]
-    overlays = [target.with_name(f"{target.stem}-overlay.png") for target in targets]
-    if clash := {str(path).lower() for path in targets} & {str(path).lower() for path in overlays}:
-        raise ValueError(f"{min(clash)} would be written twice; rename the input called so")
-    checked_output(args.output, [*targets, *overlays], inputs.pictures)
+    _check_options(args)
+    inputs = find_inputs(args)
+    to_stdout = goes_to_stdout(args, inputs)
+
+    import torch
+
+    from ...pictures.writers import Labelled
+    from ..progress import Progress
+    from . import pictures
+
+    writers = _writers(args, names, inputs)
     model, transform = load_model(args)
-    args.output.mkdir(parents=True, exist_ok=True)
+    batch = pictures.batch_size(args.batch, model.network.device)
 
-    def work(picture: Image.Image) -> _Result:
-        if args.window is None:
-            check_input(picture, args.size, model)
-        return labelled(transform(picture)[None], picture)
+    def segmented(images: Any, size: tuple[int, int], note: str = "") -> Any:
+        sides, scored = images.shape[-2:], 0
+        windows = Progress(
+            len(images) * count_windows(sides, args.window, args.stride) if args.window else 0,
+            "windows",
+        )
 
-    def labelled(image: Tensor, picture: Image.Image) -> _Result:
+        def advance(count: int) -> None:
+            nonlocal scored
+            scored += count
+            windows.show(scored, note)
+
         with torch.inference_mode():
-            found = model.segment(
-                image,
+            return model.segment(
+                images,
                 classes,
                 background=background,
                 threshold=args.threshold,
                 scale=args.scale,
                 window=args.window,
                 stride=args.stride,
-                size=(picture.height, picture.width),
+                size=size,
                 templates=templates,
                 return_ori=args.plain,
+                advance=advance,
             )
-        overlay = label_overlay(reduced(picture), found.labels[0], names)
-        return _Result(overlay, found.labels[0])
 
-    # What is wrong with an option is told once, before the first picture.
-    side = max(args.window or 0, model.network.config.image.patch)
-    labelled(torch.zeros(1, 3, side, side), Image.new("RGB", (8, 8)))
+    def work(group: list[Loaded]) -> list[tuple[Loaded, Any, Any]]:
+        images = torch.stack([each.tensor for each in group])
+        sizes = {(each.picture.height, each.picture.width) for each in group}
+        if len(sizes) > 1:  # of one size for the model only
+            return [result for loaded in group for result in work([loaded])]
+        result = segmented(images, sizes.pop(), group[0].input.source)
+        return list(zip(group, result.labels.cpu(), result.confidence.cpu(), strict=True))
 
-    def write(result: _Result, index: int) -> dict[str, Any]:
-        if len(names) < 256:
-            picture = label_picture(result.labels)
-        else:  # too many for a palette
-            picture = Image.fromarray(result.labels.cpu().numpy().astype(np.uint16))
-        save_picture(picture, targets[index])
-        save_picture(result.overlay, overlays[index])
-        if not args.json:
-            say(str(targets[index]))
-        return {
-            "output": str(targets[index]),
-            "overlay": str(overlays[index]),
-            "classes": _shares(result.labels, names),
-        }
+    # What is wrong with an option is said once, before the first picture.
+    side = max(min(args.window or 0, model.header.size), model.network.config.image.patch)
+    segmented(torch.zeros(1, 3, side, side), (8, 8))
 
-    return for_each_picture(inputs, work, write, as_json=args.json)
+    def write(result: tuple[Loaded, Any, Any], source: Input) -> dict[str, Any]:
+        loaded, labels, confidence = result
+        labelled = Labelled(
+            name=source.name,
+            file_name=source.file_name,
+            picture=reduced(loaded.picture),
+            labels=labels.numpy(),
+            confidence=confidence.numpy(),
+            names=names,
+        )
+        if to_stdout:
+            sys.stdout.buffer.write(writers["labels"].encode(labelled))
+            return {}
+        paths = {kind: str(writer.write(labelled)) for kind, writer in writers.items()}
+        shares = _shares(labelled.labels, names)
+        return {"output": next(iter(paths.values())), **paths, "classes": shares}
+
+    try:
+        return pictures.for_each_picture(
+            inputs,
+            pictures.loader(args, model, transform),
+            work,
+            write,
+            batch=batch,
+            as_json=args.json,
+            say=lambda entry: None if to_stdout else say(entry["output"]),
+        )
+    finally:
+        for writer in writers.values() if not to_stdout else ():
+            writer.close()
 
 
-def _shares(labels: Tensor, names: list[str]) -> list[dict[str, Any]]:
-    counts = np.bincount(labels.cpu().numpy().ravel(), minlength=len(names) + 1)
+def _shares(labels: NDArray[np.int64], names: list[str]) -> list[dict[str, Any]]:
+    """The part of the pixels that each class has, background first."""
     return [
-        {"label": label, "name": name, "share": round(float(count / counts.sum()), 6)}
-        for label, (name, count) in enumerate(zip(["background", *names], counts, strict=True))
+        {"label": label, "name": name, "share": round(float((labels == label).mean()), 6)}
+        for label, name in enumerate(["background", *names])
     ]
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if args.stride is not None and args.window is None:
+        raise ValueError("--stride is given without --window; expected both, or the window alone")
+    for option, value in (("--window", args.window), ("--stride", args.stride)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} is {value}; expected at least 1 pixel")
+
+
+def _writers(args: argparse.Namespace, names: list[str], inputs: Inputs) -> dict[str, Writer]:
+    """A writer for each format; with `--skip-existing` its pictures leave the inputs."""
+    from ...pictures.writers import FORMATS as WRITERS
+    from ..ranks import this_rank
+
+    if args.output == "-":
+        return {"labels": WRITERS["labels"](Path(), names)}
+    if this_rank().world > 1 and any(kind.startswith("coco") for kind in args.format):
+        raise ValueError("--format coco is one file for all; it cannot be written by torchrun")
+    folder = Path(args.output)
+    writers = {kind: WRITERS[kind](folder, names) for kind in dict.fromkeys(args.format)}
+    targets = [
+        (each, writer.target(each.name))
+        for writer in writers.values()
+        for each in inputs.pictures
+        if writer.target("") != writer.target("x")  # a file of its own for each picture
+    ]
+    check_output(folder, targets)
+    if args.skip_existing:
+        inputs.pictures = [
+            each
+            for each in inputs.pictures
+            if not all(writer.done(each.name, each.file_name) for writer in writers.values())
+        ]
+    return writers
