@@ -63,9 +63,9 @@ ORDER: dict[str, list[str]] = {
         *("segment", "windows", "refine", "pipeline", "scores", "tokens", "semantic", "methods.*"),
     ],
     "checkpoints": [
-        *("files", "header", "assemble", "ours"),
+        *("files", "records", "header", "assemble", "ours"),
         *("pickles", "archive", "huggingface", "configs", "open_clip", "others", "convert"),
-        *("transfer", "fetch", "table", "known", "hub", "describe"),
+        *("transfer", "fetch", "table", "known", "hub", "verify", "describe"),
     ],
     "pictures": [
         *("transform", "opening", "saving", "overlays", "labels", "boxes", "outlines", "writers"),
