@@ -62,6 +62,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     """The page after its start; it must ask nobody else for anything, and log no error."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(120_000)  # milliseconds; the machine may be busy
     page = context.new_page()
     page.asked, page.faults = [], []
     page.on("request", lambda request: page.asked.append(request.url))

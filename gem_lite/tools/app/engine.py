@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ...checkpoints.known import PRETRAINED, find_file
+from ...checkpoints.known import find_file
 from ...checkpoints.ours import read_header
+from ...checkpoints.table import PRETRAINED
 from ...factory import create_model_and_transforms
 from ...method.config import ModelConfig, architecture
 from ...method.heatmap import similarity

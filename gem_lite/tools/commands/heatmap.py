@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...checkpoints.ours import atomic_file
+from ...checkpoints.files import atomic_file
 from ...pictures.overlays import contact_sheet, label_overlay, save_picture, visualize
 from .console import say
 from .inputs import INPUT_HELP, checked_output, find_pictures, for_each_picture, output_names

@@ -3,7 +3,8 @@
 import argparse
 from dataclasses import asdict
 
-from ...checkpoints.known import PRETRAINED, find_file
+from ...checkpoints.known import find_file
+from ...checkpoints.table import PRETRAINED
 from .console import say, say_json
 
 HELP = "the known weights, and which are on this machine"
