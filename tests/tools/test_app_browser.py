@@ -190,6 +190,7 @@ def test_words_are_switched_added_moved_and_removed(page: Any) -> None:
     ask(page, "sun,  remote   control, fish")
     assert chips(page) == thumbs(page) == ["fish", "elephant", "hamburger", "sun", "remote control"]
     assert forward_passes(page) == passes + 1 and page.input_value("#prompts") == ""
+    assert page.inner_text("#title") == "sun"
     colours = page.eval_on_selector_all("#words i", "all => all.map(each => each.style.background)")
     assert len(set(colours)) == 5
 
