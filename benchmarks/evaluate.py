@@ -64,7 +64,7 @@ def evaluate(arguments: list[str], output: Path) -> dict[str, Any]:
         code = main(["evaluate", *arguments, "--output", str(output)])
     if code:
         raise SystemExit(err.getvalue())
-    speed: dict[str, Any] = json.loads((output / "result.json").read_text())["speed"]
+    speed: dict[str, Any] = json.loads((output / "speed.json").read_text())
     return speed
 
 

@@ -271,7 +271,7 @@ def compare_with_the_machine(weights: Path, repeats: int) -> None:
     import torch
     import torch.nn.functional as F
 
-    from gem_lite.fast import Kernels
+    from gem_lite.fast.switch import Kernels
 
     image = torch.randn(1, 3, SIDE, SIDE)
     print("\n| one image | best linear layer | image tower | share | GEM over plain CLIP |")

@@ -10,18 +10,20 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .checkpoints.assemble import assemble, build
 from .checkpoints.describe import DEFAULT_SIZE, header_for, locate
-from .checkpoints.known import PRETRAINED, Pretrained, find_file
+from .checkpoints.header import Header
+from .checkpoints.known import find_file
 from .checkpoints.others import read_source
-from .checkpoints.ours import Header, assemble, load, write
+from .checkpoints.ours import write
+from .checkpoints.table import PRETRAINED, Pretrained
 from .method.base import Method, count
 from .method.config import (
     OPENAI_MEAN,
     OPENAI_STD,
-    QUICKGELU_SUFFIX,
     Activation,
     architecture,
-    fold_name,
+    split_name,
 )
 from .method.methods import make_method
 from .method.methods.gem import GEMConfig
@@ -238,10 +240,12 @@ def _random_header(model_name: str, activation: Activation | None) -> Header:
 def _random_network(
     header: Header, method: Method, dtype: torch.dtype, device: torch.device
 ) -> GEMNetwork:
-    with torch.device("meta"):
-        network = GEMNetwork(header.config, method)
+    network = build(header.config, method)
     # Drawn in float32 on the CPU, so that a seed means the same weights everywhere.
-    network.to_empty(device="cpu")
+    empty = {
+        n: torch.empty_like(t, device="cpu") for n, t in network.state_dict().items() if t.is_meta
+    }
+    network.load_state_dict(empty, strict=False, assign=True)
     initialize(network)
     return network.to(device=device, dtype=dtype)
 
@@ -256,16 +260,20 @@ def _load(
     device: torch.device,
 ) -> tuple[GEMNetwork, Header]:
     source = read_source(path)
-    if source.header is not None:
-        if fold_name(model_name).removesuffix(QUICKGELU_SUFFIX) != fold_name(
-            source.header.model
-        ).removesuffix(QUICKGELU_SUFFIX):
-            # A file of another model is refused for a known name, and for an unknown one.
-            architecture(model_name)
-        header_for(source, model_name, row, activation=activation)  # refuses contradictions
-        return load(source.path, method=chosen(source.header), dtype=dtype, device=device)
+    own = source.header
+    if own is not None and split_name(model_name)[0] != split_name(own.model)[0]:
+        # A file of another model is refused for a known name, and for an unknown one.
+        architecture(model_name)
     header = header_for(source, model_name, row, activation=activation)
-    network = assemble(source.tensors, header.config, chosen(header), dtype=dtype, device=device)
+    network = assemble(
+        source.tensors,
+        header.config,
+        chosen(header),
+        dtype=dtype,
+        device=device,
+        share=own is not None,
+        where=str(source.path),
+    )
     logger.info("loaded %s from %s (%s)", header.model, source.path, source.layout)
     return network, header
 

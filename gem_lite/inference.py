@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from . import fast
+from .fast import switch as fast
 from .method.image import ImageFeatures
 from .method.model import GEMNetwork
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from . import fast, prompts
-from .checkpoints.ours import Header
+from . import prompts
+from .checkpoints.header import Header
+from .fast import switch as fast
 from .inference import call_kernels, encode_images
 from .method.base import Method
 from .method.checks import MapSize, checked_images, map_size

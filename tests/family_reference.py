@@ -9,7 +9,7 @@ patches, t = 1 + n tokens, d width, c channels per head, e embedding.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -183,6 +183,17 @@ def stream(tower: Tower, image: Tensor, kind: str) -> list[Tensor]:
 def project(tower: Tower, x: Tensor) -> Tensor:
     """P(x) = ln_post(x) proj."""
     return norm(tower, "ln_post", x) @ tower.state["visual.proj"]
+
+
+def entropies(tower: Tower, image: Tensor) -> Tensor:
+    """Mean entropy of a patch's row / log(t) of A(q, k), A(q, q), A(k, k), A(v, v): [blocks, 4]."""
+    h = stream(tower, image, "bicubic_offset")
+    rows = []
+    for block in range(1, tower.layers + 1):
+        q, k, v = qkv(tower, block, h[block - 1])
+        weights = torch.stack([attend(q, k), attend(q, q), attend(k, k), attend(v, v)])[:, :, 1:]
+        rows.append(torch.special.entr(weights).sum(-1).mean((1, 2)) / math.log(len(h[0])))
+    return torch.stack(rows)
 
 
 def cosines(features: Tensor, texts: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -465,11 +476,11 @@ def scclip(
     z = similarities(repair(h[pre_adjust][1:], outliers, grid))
 
     def branch(x: Tensor, cls: Tensor) -> Tensor:
-        k, v = qkv(tower, tower.layers, x)[1:]
+        k = qkv(tower, tower.layers, x)[1]
         mixed = (similarity_attention(z) + attend(k, k)) / 2
-        return out(tower, tower.layers, mixed @ v) + res_cls * cls
+        return finish(tower, tower.layers, x, mixed, residual=False) + res_cls * cls
 
-    total = sum(h[multi[0] : multi[1] + 1])
+    total = torch.stack(h[multi[0] : multi[1] + 1]).sum(0)
     y1 = branch(aggregate(repair(h[-2][1:], outliers, grid), z, beta), h[-2][0])
     y2 = branch(total[1:], total[0])
     shallow = similarities(h[post_adjust][1:])
@@ -526,6 +537,7 @@ class Residual(NamedTuple):
     logit_scale: float = 40.0
     std: float = 5.0
     residual: bool = False
+    blocks: tuple[int, ...] = (6, 7, 8, 9)
 
 
 def resclip_pass(
@@ -556,11 +568,9 @@ def resclip_pass(
         "sclip": mixed(scores(q, q)).softmax(-1) + mixed(scores(k, k)).softmax(-1),
     }[settings.base]
     if settings.rcs:
-        layers = torch.stack(
-            [attend(*qkv(tower, block, h[block - 1])[:2]) for block in range(6, 10)]
-        )
+        plain = [attend(*qkv(tower, block, h[block - 1])[:2]) for block in settings.blocks]
         share = settings.rcs_share
-        attention = (1 - share) * attention + share * layers.mean(0)
+        attention = (1 - share) * attention + share * sum(plain) / len(plain)
         attention = settings.rcs_temperature * attention
     return finish(tower, tower.layers, h[-2], attention, settings.residual)
 
@@ -622,3 +632,187 @@ def resclip(tower: Tower, image: Tensor, texts: Tensor, settings: Residual) -> T
     classes = resclip_classes(tower, image, texts, settings)
     matrix = resclip_matrix(classes, settings)
     return resclip_pass(tower, image, settings, (matrix / matrix.max()).half())
+
+
+# --------------------------------------------------------------------------------------------- SFP
+
+
+def sfp_outliers(tower: Tower, image: Tensor, finder: str) -> Tensor:
+    """SFP's outliers: the 10 longest of h_{L-1} (L2), SC-CLIP's (LOF), or SOM from block L-1's map.
+
+    SOM: mean A(q, k) over heads; of the patches that 1.5 x CLS's weight exceeds their own weight
+    of, the 10 with the largest weight from CLS.
+    """
+    x, y = stream(tower, image, "bicubic_offset")[-3:-1]
+    if finder == "LOF":
+        return scclip_outliers(tower, image)[0]
+    if finder == "L2":
+        return y[1:].norm(dim=-1).topk(10).indices
+    q, k, _ = qkv(tower, tower.layers - 1, x)
+    weights = attend(q, k).mean(0)
+    from_cls, own = weights[0, 1:], weights.diagonal()[1:]
+    candidates = (1.5 * from_cls > own).nonzero().flatten()
+    return candidates[from_cls[candidates].argsort(descending=True)[:10]]
+
+
+def sfp(
+    tower: Tower,
+    image: Tensor,
+    finder: str = "SOM",
+    beta: float = 0.4,
+    res_cls: float = 0.3,
+    pre_adjust: int = 9,
+    post_adjust: int = 4,
+    multi: tuple[int, int] = (4, 10),
+) -> Tensor:
+    """SFP, patches only [n, d]: as SC-CLIP, lonely outliers becoming 0 and Z cut at beta before G.
+
+    The first branch's attention is (A(k, k) + A(q, q) + softmax(G)) / 3, the second's softmax(G).
+    """
+    h, grid = stream(tower, image, "bicubic_offset"), patch_grid(tower, image)
+    outliers = sfp_outliers(tower, image, finder)
+    z = similarities(repair(h[pre_adjust][1:], outliers, grid, lonely_zero=True))
+    z = torch.where(z < beta, 0.0, z)
+    g = similarity_attention(z)
+    x = aggregate(repair(h[-2][1:], outliers, grid, lonely_zero=True), z, beta)
+    q, k, _ = qkv(tower, tower.layers, x)
+    mixed = (attend(k, k) + attend(q, q) + g) / 3
+    y1 = finish(tower, tower.layers, x, mixed, residual=False) + res_cls * h[-2][0]
+    total = torch.stack(h[multi[0] : multi[1] + 1]).sum(0)
+    y2 = finish(tower, tower.layers, total[1:], g, residual=False) + res_cls * total[0]
+    shallow = similarities(h[post_adjust][1:])
+    return aggregate(y1, shallow, beta) + aggregate(y2, shallow, beta)
+
+
+# ----------------------------------------------------------------------------------------- ITACLIP
+
+
+def itaclip(
+    tower: Tower, image: Tensor, attn_self: bool = True, blocks: tuple[int, ...] = (7, 8, 10)
+) -> Tensor:
+    """ITACLIP: x_L + O((0.5 B_L + 0.5 mean(B_7, B_8, B_10)) v), B_l = A(q_l, q_l) + A(k_l, k_l).
+
+    Without `attn_self` B_l = A(q_l, k_l).
+    """
+    h = stream(tower, image, "bicubic_offset")
+
+    def self_map(block: int) -> Tensor:
+        q, k, _ = qkv(tower, block, h[block - 1])
+        return attend(q, q) + attend(k, k) if attn_self else attend(q, k)
+
+    middle = sum(self_map(block) for block in blocks) / len(blocks)
+    attention = (self_map(tower.layers) + middle) / 2
+    return h[-2] + finish(tower, tower.layers, h[-2], attention, residual=False)
+
+
+def blurred(image: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
+    """A Gaussian blur of size x size taps of a picture [3, h, w] mirrored at its edges."""
+    places = torch.arange(size, dtype=torch.float64) - size // 2
+    taps = torch.exp(-places.square() / (2 * sigma**2))
+    taps = (taps / taps.sum()).to(image)
+    wide = torch.nn.functional.pad(image, [size // 2] * 4, mode="reflect")
+    across = torch.nn.functional.conv2d(wide[:, None], taps[None, None, None])
+    return torch.nn.functional.conv2d(across, taps[None, None, :, None])[:, 0]
+
+
+def itaclip_logits(tower: Tower, image: Tensor, texts: Tensor, share: float) -> Tensor:
+    """ITACLIP's engineered logits [p, h, w]: c pictures + (1 - c) flips, c = `share`.
+
+    Pictures: mean unit feature of the picture, its grey and its blurred copy, times the texts.
+    Flips: cosines of both mirrored pictures, bilinear to its size, mirrored back, averaged.
+    """
+    grid, size = patch_grid(tower, image), (image.shape[1], image.shape[2])
+
+    def features(x: Tensor) -> Tensor:
+        return unit(project(tower, itaclip(tower, x))[1:])
+
+    def maps(x: Tensor) -> Tensor:
+        return resize((texts @ x.T).reshape(-1, *grid), size)
+
+    grey = (0.2989 * image[0] + 0.587 * image[1] + 0.114 * image[2]).expand(3, -1, -1)
+    pictures = (features(image) + features(grey) + features(blurred(image))) / 3
+    flips = [maps(features(image.flip(axis))).flip(axis) for axis in (1, 2)]
+    return share * maps(pictures) + (1 - share) * (flips[0] + flips[1]) / 2
+
+
+# ------------------------------------------------------------------------------------------ LeGrad
+
+
+def legrad(tower: Tower, image: Tensor, texts: Tensor, layer_index: int = -2) -> Tensor:
+    """LeGrad's maps [p, h, w] from the blocks `layer_index` on: min-max of the sum of relevances.
+
+    f_l = unit(P(mean of all tokens of h_l)), g = d (f_l . t) / d (attention of block l) through
+    that block alone; relevance = mean over heads and query rows of max(g, 0), CLS column dropped,
+    bilinear to the picture.
+    """
+    h = stream(tower, image, "bicubic_antialias")
+    grid, size = patch_grid(tower, image), (image.shape[1], image.shape[2])
+    total = torch.zeros(len(texts), *size).to(image)
+    for block in range(tower.layers + layer_index + 1, tower.layers + 1):
+        x = h[block - 1]
+        q, k, v = qkv(tower, block, x)
+        weights = attend(q, k).requires_grad_()
+        y = x + out(tower, block, weights @ v)
+        feature = unit(project(tower, (y + mlp(tower, block, y)).mean(0)))
+        for i, text in enumerate(texts):
+            gradient = torch.autograd.grad(feature @ text, weights, retain_graph=True)[0]
+            relevance = gradient.clamp(min=0).mean((0, 1))[1:]
+            total[i] += resize(relevance.reshape(grid), size)
+    return min_max(total.flatten(1)).reshape(total.shape)
+
+
+# ------------------------------------------------------------------------- from picture to labels
+
+
+def padded(image: Tensor, patch: int) -> tuple[Tensor, int, int]:
+    """A picture with zeros around it up to whole patches, and the rows above and columns left."""
+    down, across = -image.shape[1] % patch, -image.shape[2] % patch
+    top, left = down // 2, across // 2
+    wide = torch.nn.functional.pad(image, (left, across - left, top, down - top))
+    return wide, top, left
+
+
+def window_starts(size: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along an axis: every stride, the last moved back to end at the edge."""
+    count = max(size - window + stride - 1, 0) // stride + 1
+    return [max(min(i * stride + window, size) - window, 0) for i in range(count)]
+
+
+def windowed(logits: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int) -> Tensor:
+    """Logits [p, h, w] of a picture: mean of `logits`, drawn at its size, of every window."""
+    total, counts = torch.zeros(()).to(image), torch.zeros(image.shape[1:]).to(image)
+    for top in window_starts(image.shape[1], window, stride):
+        for left in window_starts(image.shape[2], window, stride):
+            part = image[:, top : top + window, left : left + window]
+            h, w = part.shape[1:]
+            right, bottom = image.shape[2] - left - w, image.shape[1] - top - h
+            drawn = resize(logits(part), (h, w))
+            total = total + torch.nn.functional.pad(drawn, (left, right, top, bottom))
+            counts[top : top + h, left : left + w] += 1
+    return total / counts
+
+
+def probabilities(logits: Tensor, classes: list[int], scale: float) -> Tensor:
+    """Softmax(scale x) over texts, then the largest of a class: [p, h, w] -> [classes, h, w]."""
+    p = (scale * logits).softmax(0)
+    members = [[i for i, c in enumerate(classes) if c == k] for k in range(max(classes) + 1)]
+    return torch.stack([p[index].max(0).values for index in members])
+
+
+def without_small_areas(p: Tensor, area_thd: float) -> Tensor:
+    """Classes but 0 whose share of the pixels that are not class 0 is <= area_thd get 0."""
+    areas = torch.stack([(p.argmax(0) == k).sum() for k in range(1, len(p))])
+    large = areas > area_thd * areas.sum()
+    return torch.cat([p[:1], p[1:] * large[:, None, None]])
+
+
+def labelled(p: Tensor, prob_thd: float) -> Tensor:
+    """Argmax over classes; below prob_thd -> 0."""
+    best = p.max(0)
+    return torch.where(best.values < prob_thd, 0, best.indices)
+
+
+def closed(labels: Tensor) -> Tensor:
+    """A 3 x 3 closing of labels [h, w]: the largest, then the smallest neighbour."""
+    x = torch.nn.functional.max_pool2d(labels[None].double(), 3, 1, 1)
+    return -torch.nn.functional.max_pool2d(-x, 3, 1, 1)[0].long()

@@ -17,7 +17,7 @@ from rebuild import random_state
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gem_lite.checkpoints.ours import Header
+from gem_lite.checkpoints.header import Header
 from gem_lite.method.config import Activation, ImageConfig, ModelConfig, TextConfig
 from gem_lite.method.methods.gem import GEMConfig
 

@@ -1,5 +1,6 @@
 """Small data sets in the exact folders of the published ones, made from labelled collages."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +76,74 @@ def voc(root: Path, number: int, image: NDArray, labels: NDArray, raw: bool) -> 
 def context(root: Path, number: int, image: NDArray, labels: NDArray, raw: bool) -> str:
     name = f"2008_{number:06d}"
     base = root / "VOC2010"
-    list_name(base / "ImageSets/SegmentationContext/val.txt", name)
     save(base / "JPEGImages" / f"{name}.jpg", image)
-    save(base / "SegmentationClassContext" / f"{name}.png", labels)
+    if raw:
+        add_to_merged(base / "trainval_merged.json", number, name, labels)
+    else:
+        list_name(base / "ImageSets/SegmentationContext/val.txt", name)
+        save(base / "SegmentationClassContext" / f"{name}.png", labels)
     return name
+
+
+# Pascal Context's numbers of its 59 frequent classes, aeroplane to wood.
+CONTEXT_NUMBERS = [
+    *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105),
+    *(113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308),
+    *(324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454),
+    458,
+]
+
+
+def run_length_text(inside: NDArray) -> str:
+    """COCO's text form of a mask [h, w]: runs down the columns, five bits a letter."""
+    flat = np.concatenate([[False], inside.T.ravel(), [not inside.T.ravel()[-1]]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    lengths = np.diff(np.concatenate([[0], edges])).tolist()
+    letters = []
+    for place, length in enumerate(lengths):
+        value = length - lengths[place - 2] if place > 2 else length
+        while True:
+            group, value = value & 31, value >> 5
+            last = value == (-1 if group & 16 else 0)
+            letters.append(chr(48 + (group if last else group | 32)))
+            if last:
+                break
+    return "".join(letters)
+
+
+def add_to_merged(path: Path, number: int, name: str, labels: NDArray) -> None:
+    """One picture more in `trainval_merged.json`, with things in it that nobody needs."""
+    empty: dict = {"images": [], "annos_segmentation": [], "annos_occlusion": [], "categories": []}
+    content = json.loads(path.read_text()) if path.is_file() else empty
+    height, width = labels.shape
+    for phase, file in (("val", f"{name}.jpg"), ("train", f"2007_{number:06d}.jpg")):
+        content["images"].append(
+            {
+                "image_id": 1000 * (phase == "train") + number,
+                "file_name": file,
+                "height": height,
+                "width": width,
+                "phase": phase,
+            }
+        )
+    content["annos_occlusion"].append({"image_id": number, "edges": {"indices": [[1, 2]]}})
+    # The first area lies under all others.
+    whole = {"counts": run_length_text(labels >= 0), "size": [height, width]}
+    areas = [(CONTEXT_NUMBERS[-1], whole)] if labels.min() > 0 else []
+    for label in np.unique(labels[labels > 0]).tolist():
+        counts = run_length_text(labels == label)
+        areas.append((CONTEXT_NUMBERS[label - 1], {"counts": counts, "size": [height, width]}))
+    for category, area in areas:
+        content["annos_segmentation"].append(
+            {
+                "id": len(content["annos_segmentation"]),
+                "image_id": number,
+                "category_id": category,
+                "segmentation": area,
+                "parts": [{"part_id": 3, "segmentation": area}],
+            }
+        )
+    path.write_text(json.dumps(content))
 
 
 def ade(root: Path, number: int, image: NDArray, labels: NDArray, raw: bool) -> str:

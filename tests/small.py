@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from gem_lite.checkpoints.ours import Header
+from gem_lite.checkpoints.header import Header
 from gem_lite.method.config import OPENAI_MEAN, OPENAI_STD, ImageConfig, ModelConfig, TextConfig
 from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.method.model import GEMNetwork, initialize

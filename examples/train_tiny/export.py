@@ -23,7 +23,8 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 import pictures
 from train import CONFIG, fold_centre, name_tokens
 
-from gem_lite.checkpoints.ours import Header, load, write
+from gem_lite.checkpoints.header import Header
+from gem_lite.checkpoints.ours import load, write
 from gem_lite.method.config import OPENAI_MEAN, OPENAI_STD
 from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.method.model import GEMNetwork

@@ -12,10 +12,14 @@ from ..method.config import (
     ModelConfig,
     architecture,
     fold_name,
+    split_name,
 )
 from ..method.methods.gem import GEMConfig
-from .others import Source, shapes_of
-from .ours import Header, assemble, atomic_file, check_shapes, load, write
+from .assemble import assemble, check_finite, check_shapes
+from .files import atomic_file
+from .header import Header
+from .others import Source
+from .ours import load, write
 
 
 def decide_activation(claims: Mapping[str, Activation], *, where: str) -> Activation:
@@ -23,23 +27,23 @@ def decide_activation(claims: Mapping[str, Activation], *, where: str) -> Activa
 
     Raises ValueError when claims contradict each other, or when there is none.
     """
-    said = set(claims.values())
-    if len(said) > 1:
-        listed = "; ".join(f"{who}: {what}" for who, what in claims.items())
+    activations = set(claims.values())
+    if len(activations) > 1:
+        listed = "; ".join(f"{origin}: {activation}" for origin, activation in claims.items())
         raise ValueError(f"the sources disagree on the activation of {where}: {listed}")
-    if not said:
+    if not activations:
         raise ValueError(
             f"{where} does not say which activation it was trained with, and the weights don't"
             " show it; pass activation='quick_gelu' or 'gelu' (--activation), or a model name with"
             " the suffix '-quickgelu' (OpenAI's and most MetaCLIP models are QuickGELU)"
         )
-    return said.pop()
+    return activations.pop()
 
 
 def resolve_config(
     source: Source, model_name: str, *, activation: Activation | None = None
 ) -> ModelConfig:
-    """The configuration under which a checkpoint is to be loaded; its tensors are checked.
+    """The configuration under which a checkpoint is to be loaded; its tensors' shapes are checked.
 
     The activation comes from the file, from `activation` and from a `-quickgelu` name, which must
     agree. A name that is no known architecture is accepted for a file that describes itself (ours,
@@ -49,37 +53,24 @@ def resolve_config(
     claims = dict(source.claims)
     if activation is not None:
         claims["the argument"] = activation
-    if fold_name(model_name).endswith("-quickgelu"):
+    name, quickgelu = split_name(model_name)
+    if quickgelu:
         claims[f"the name {model_name!r}"] = "quick_gelu"
     decided = decide_activation(claims, where=str(source.path))
-    if source.config is not None and not is_architecture(model_name):
-        config = source.config
+    known = name in map(fold_name, ARCHITECTURES)
+    if source.config is not None and not known:
+        config = replace(source.config, activation=decided)
     else:
         config = architecture(model_name, decided)
-    config = replace(config, activation=decided)
-    check_shapes(shapes_of(source.tensors), config, where=f"{source.path} as {model_name!r}")
+        context, *_ = source.shapes.get("positional_embedding") or (config.text.context,)
+        # Long-CLIP and others differ from their architecture in how long a text may be.
+        config = replace(config, text=replace(config.text, context=max(context, 2)))
+    check_shapes(source.shapes, config, where=f"{source.path} as {model_name!r}")
     if source.config is not None and source.config != config:
         raise ValueError(
             f"{source.path} describes another model than {model_name!r}: {source.config}"
         )
-    _check_floating(source)
     return config
-
-
-def is_architecture(name: str) -> bool:
-    """Whether the name, with or without -quickgelu, is one of ARCHITECTURES."""
-    folded = fold_name(name).removesuffix("-quickgelu")
-    return folded in {fold_name(known) for known in ARCHITECTURES}
-
-
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def _check_floating(source: Source) -> None:
-    for name in source.tensors:
-        dtype = source.tensors[name].dtype
-        if dtype not in FLOATING:
-            raise ValueError(f"{source.path}: {name} holds {dtype}; expected floating point")
 
 
 def convert(
@@ -101,24 +92,21 @@ def convert(
     output = Path(output)
     advance(f"writing {output.name}")
     with atomic_file(output) as temporary:
-        tensors = {
-            name: source.tensors[name].to(dtype or source.tensors[name].dtype)
-            for name in source.tensors
-        }
-        for name, tensor in tensors.items():
-            if not torch.isfinite(source.tensors[name]).all():
-                raise ValueError(
-                    f"{source.path}: {name} holds numbers that are not finite; is the file damaged?"
-                )
-            if not torch.isfinite(tensor).all():
+        tensors = {}
+        written = set()
+        exact = True
+        for name, tensor in source.tensors.items():
+            check_finite({name: tensor}, where=f"{source.path}: ")
+            tensors[name] = tensor.to(dtype or tensor.dtype)
+            if not torch.isfinite(tensors[name]).all():
                 raise ValueError(f"{name} overflows {dtype}; choose fp32 or bf16")
+            written.add(tensors[name].dtype)
+            exact = exact and tensors[name].dtype == tensor.dtype
         write(temporary, tensors, header)
-        written = {tensor.dtype for tensor in tensors.values()}
-        kept = all(tensors[name].dtype == source.tensors[name].dtype for name in tensors)
         del tensors
         advance("comparing features")
         error = _features_error(source, temporary, header.config, device)
-        rounding = 0.0 if kept else max(torch.finfo(each).eps for each in written)
+        rounding = 0.0 if exact else max(torch.finfo(kind).eps for kind in written)
         # A feature gathers the roundings of some hundred products; a wrong tensor shows as about 1.
         tolerance = max(16 * rounding, 1e-5)
         if not error <= tolerance:
@@ -142,7 +130,14 @@ def _features_error(
     features = []
     # One network at a time, so that the largest models fit.
     for make in (
-        lambda: assemble(source.tensors, config, method, dtype=torch.float32, device=device),
+        lambda: assemble(
+            source.tensors,
+            config,
+            method,
+            dtype=torch.float32,
+            device=device,
+            where=str(source.path),
+        ),
         lambda: load(written, method=method, device=device)[0],
     ):
         network = make()

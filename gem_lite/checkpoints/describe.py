@@ -8,8 +8,9 @@ from pathlib import Path
 from ..method.config import OPENAI_MEAN, OPENAI_STD, Activation
 from ..method.methods.gem import GEMConfig
 from .convert import convert, resolve_config
+from .files import exclusive
+from .header import Header
 from .known import (
-    Pretrained,
     cache_folder,
     default_file_name,
     fetch_source,
@@ -18,9 +19,8 @@ from .known import (
     known_row,
     row_by_hash,
 )
-from .lock import exclusive
 from .others import Source, read_source
-from .ours import Header
+from .table import Pretrained
 
 DEFAULT_SIZE = 448  # GEM's input side for CLIPs trained at 224 to 336
 CHECKPOINT_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

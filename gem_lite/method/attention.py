@@ -12,6 +12,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .base import Heads, Method, Trunk, project
+from .replace import replaceable
 
 
 def adaptive_inv_temp(x: Tensor, head_channels: int) -> Tensor:
@@ -25,6 +26,7 @@ def adaptive_inv_temp(x: Tensor, head_channels: int) -> Tensor:
     return rearrange(inv_temp, "b -> b 1 1 1").to(x.dtype)
 
 
+@replaceable
 def self_self_attention(
     streams: Tensor,
     v: Tensor,

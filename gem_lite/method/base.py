@@ -5,7 +5,7 @@ stream only reads. `methods/` has the published ones, a file each.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -46,6 +46,11 @@ class Trunk(NamedTuple):
         q, k, v = project(layer.attn, x)
         return Heads(q, k, v, x, self)
 
+    def out(self, block: int, out: Tensor) -> Tensor:
+        """A block's output projection: [b, h, n, c] -> [b, n, d]."""
+        layer: Any = self.blocks[block - 1]
+        return layer.attn.out_proj(rearrange(out, "b h n c -> b n (h c)"))
+
     def dense(
         self,
         block: int,
@@ -60,8 +65,7 @@ class Trunk(NamedTuple):
         attention: heads -> [b, h, n, c]. tokens: [b, n, d] in place of those it was given.
         """
         layer: Any = self.blocks[block - 1]
-        out = rearrange(attention(self.heads(block, tokens)), "b h n c -> b n (h c)")
-        gem = layer.attn.out_proj(out)
+        gem = self.out(block, attention(self.heads(block, tokens)))
         if residual:
             gem = gem + (self.tokens[block - 1] if tokens is None else tokens)
         return gem + layer.mlp(layer.ln_2(gem)) if mlp else gem
@@ -103,7 +107,12 @@ class Method:
     positions: Positions = "bicubic_antialias"
 
     def __post_init__(self) -> None:
-        count("blocks", self.blocks)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(field.default) is int:
+                count(field.name, value)
+            elif type(field.default) is float and value is not None:
+                positive(field.name, value)
 
     def attention(self, heads: Heads) -> Tensor:
         """What the stream reads in a block: [b, h, n, c]. Here CLIP's own attention."""
@@ -116,7 +125,7 @@ class Method:
     def combine(self, gem: Tensor, trunk: Trunk) -> Tensor:
         """The stream that goes through ln_post, [b, n, d], from the one gathered and the trunk.
 
-        For a method across layers. The class token may be missing if `class_token` is "clip".
+        For a method across layers. Without a class token it is given CLIP's.
         """
         return gem
 
@@ -160,6 +169,11 @@ def one_of(name: str, value: Any, choices: Collection[Any]) -> None:
         raise ValueError(f"{name} is {value!r}; expected one of {list(choices)}")
 
 
-def scaled(blocks: Collection[int], layers: int) -> list[int]:
-    """Block numbers given for a tower of 12 layers, in the same depth of another one."""
+def scaled(blocks: Collection[int], layers: int, *, fixed: bool = False) -> list[int]:
+    """Block numbers given for a tower of 12 layers, in the same depth of another one.
+
+    fixed: for methods whose code counts from the first block; only smaller towers are scaled.
+    """
+    if fixed and layers >= 12:
+        return list(blocks)
     return [1 + (number - 1) * layers // 12 for number in blocks]

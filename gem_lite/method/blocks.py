@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .attention import Attention, GEMAttention
 from .base import Method, Trunk
 from .config import Activation
+from .replace import replaceable
 
 
 class Streams(NamedTuple):
@@ -47,6 +48,7 @@ class MLP(nn.Module):
         self.act = ACTIVATION_LAYERS[activation]()
         self.c_proj = nn.Linear(mlp_width, width)
 
+    @replaceable
     def forward(self, x: Tensor) -> Tensor:
         """x: [b, n, d] -> [b, n, d]."""
         return self.c_proj(self.act(self.c_fc(x)))

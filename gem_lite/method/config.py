@@ -118,6 +118,7 @@ def _clip(
 # Shapes from the open_clip model configurations of the same names; here with plain GELU.
 ARCHITECTURES: dict[str, ModelConfig] = {
     "ViT-B/32": _clip(512, size=224, patch=32, width=768, layers=12, heads=12, text_width=512),
+    "ViT-B/32-256": _clip(512, size=256, patch=32, width=768, layers=12, heads=12, text_width=512),
     "ViT-B/16": _clip(512, size=224, patch=16, width=768, layers=12, heads=12, text_width=512),
     "ViT-B/16-plus-240": _clip(
         640, size=240, patch=16, width=896, layers=12, heads=14, text_width=640
@@ -133,6 +134,27 @@ ARCHITECTURES: dict[str, ModelConfig] = {
         heads=16,
         text_width=1024,
         text_layers=24,
+    ),
+    "ViT-H/14-378": _clip(
+        1024,
+        size=378,
+        patch=14,
+        width=1280,
+        layers=32,
+        heads=16,
+        text_width=1024,
+        text_layers=24,
+    ),
+    "ViT-g/14": _clip(
+        1024,
+        size=224,
+        patch=14,
+        width=1408,
+        layers=40,
+        heads=16,
+        text_width=1024,
+        text_layers=24,
+        mlp_width=6144,
     ),
     "ViT-bigG/14": _clip(
         1280,
@@ -155,6 +177,12 @@ def fold_name(name: str) -> str:
     return name.lower().replace("/", "-").replace("@", "-").replace("336px", "336")
 
 
+def split_name(name: str) -> tuple[str, bool]:
+    """The folded name without `-quickgelu`, and whether it had that suffix."""
+    folded = fold_name(name)
+    return folded.removesuffix(QUICKGELU_SUFFIX), folded.endswith(QUICKGELU_SUFFIX)
+
+
 def architecture(name: str, activation: Activation | None = None) -> ModelConfig:
     """Configuration of a known architecture.
 
@@ -165,10 +193,9 @@ def architecture(name: str, activation: Activation | None = None) -> ModelConfig
     """
     if not isinstance(name, str):
         raise TypeError(f"model name is {name!r}; expected a string such as 'ViT-B/16'")
-    folded = fold_name(name)
-    suffixed = folded.endswith(QUICKGELU_SUFFIX)
+    folded, suffixed = split_name(name)
     by_fold = {fold_name(known): config for known, config in ARCHITECTURES.items()}
-    config = by_fold.get(folded.removesuffix(QUICKGELU_SUFFIX))
+    config = by_fold.get(folded)
     if config is None:
         raise ValueError(
             f"unknown model {name!r}; nearest known: {nearest(name, list(ARCHITECTURES))}"

@@ -138,7 +138,7 @@ class ImageEncoder(nn.Module):
             if number in kept:
                 tokens[number] = clip
         gem = self.method.combine(gem, trunk)
-        if self.method.class_token == "clip":
+        if self.method.class_token == "clip" or gem.shape[1] < clip.shape[1]:
             gem = torch.cat([clip[:, :1], gem[:, -grid[0] * grid[1] :]], dim=1)
 
         return ImageFeatures(self.project(clip), self.project(gem), grid, tokens)

@@ -21,22 +21,30 @@ CONTRAST = 0.3
 _EPS = 1e-8
 
 
-def neighbour_weights(images: Tensor, *, distances: Sequence[int] = DISTANCES) -> Tensor:
+def neighbour_weights(
+    images: Tensor,
+    *,
+    distances: Sequence[int] = DISTANCES,
+    contrast: float = CONTRAST,
+    centres: int = 1,
+) -> Tensor:
     """How much each pixel takes from each neighbour: [b, 8 * distances, h, w], sums to 1.
 
-    images: [b, 3, h, w] of any scale. Raises ValueError for no distances or one below 1.
+    images: [b, 3, h, w] of any scale. centres: how often a pixel's own colour counts in the
+    deviation. PAMR's published code, as NACLIP runs it: distances (8, 16), contrast 0.1, and one
+    centre a distance, 2. Raises ValueError for no distances or one below 1.
     """
     if not distances or min(distances) < 1:
         raise ValueError(f"distances is {tuple(distances)}; expected pixels, each 1 or more")
     images = images.float()
-    count = 8 * len(distances) + 1
+    count = 8 * len(distances) + centres
     # Against the pixel itself, so that a flat region's variance is not a difference of large sums.
     mean, square = torch.zeros_like(images), torch.zeros_like(images)
     for near in _neighbours(images, distances):
         mean = mean + (near - images) / count
         square = square + (near - images).square() / (count - 1)
     deviation = (square - mean.square() * (count / (count - 1))).clamp(min=0).sqrt()
-    scale = 1 / (CONTRAST * deviation + _EPS)
+    scale = 1 / (contrast * deviation + _EPS)
     likeness = [
         -((near - images).abs() * scale).mean(dim=1) for near in _neighbours(images, distances)
     ]

@@ -65,9 +65,9 @@ def label_chunks(
     maps: from k names, given by their places in `groups`, to their cosines [b, k, h, w]; k is at
     most `chunk` (None = all). Each name is asked for once, or twice with `min_area`.
     groups: class of each name, all of 0, 1, 2, ... Classes from `classes` on are background words:
-    a pixel that one of them wins is background. threshold: so is a pixel whose best probability
-    lies below it. scale: inverse temperature of the softmax. 50 is ClearCLIP's and the default;
-    SCLIP takes 40 to 65, CLIP itself learned 100, which leaves hardly any doubt to a threshold.
+    a pixel that one of them wins, even by a tie, is background. threshold: so is a pixel whose best
+    probability lies below it. scale: inverse temperature of the softmax. 50 is ClearCLIP's and the
+    default; SCLIP takes 40 to 65, CLIP itself learned 100, which leaves a threshold no doubt.
     rival_names: False: a class's best name alone enters the softmax, so that synonyms do not lower
     its probability. True: all names do, as in SCLIP, NACLIP and ClearCLIP. Labels without a
     threshold are the same. min_area: a class that wins less than this part of all pixels that
@@ -80,10 +80,10 @@ def label_chunks(
     count = max(groups) + 1
     classes = count if classes is None else classes
     chunk = len(groups) if chunk is None else chunk
-    best, total, winners = _winners(maps, groups, scale, rival_names, chunk, None)
+    best, total, winners = _winners(maps, groups, classes, scale, rival_names, chunk, None)
     if min_area > 0:
         small = _small_classes(winners, classes, count, min_area)  # [b, count]
-        best, total, winners = _winners(maps, groups, scale, rival_names, chunk, small)
+        best, total, winners = _winners(maps, groups, classes, scale, rival_names, chunk, small)
     confidence = (best - total).exp().float()
     background = (winners >= classes) | (best == -torch.inf)
     if threshold is not None:
@@ -94,6 +94,7 @@ def label_chunks(
 def _winners(
     maps: Callable[[Sequence[int]], Tensor],
     groups: list[int],
+    classes: int,
     scale: float,
     rival_names: bool,
     chunk: int,
@@ -103,7 +104,8 @@ def _winners(
 
     excluded: [b, groups] bool, those that cannot win but still count in the sum.
     """
-    order = sorted(range(len(groups)), key=groups.__getitem__)
+    # Background first: of equal scores the first one wins.
+    order = sorted(range(len(groups)), key=lambda name: (groups[name] < classes, groups[name]))
     best = total = winners = open_map = None
     for start in range(0, len(order), chunk):
         names = order[start : start + chunk]
@@ -126,7 +128,7 @@ def _winners(
         if excluded is not None:
             scores = scores.masked_fill(excluded[:, each, None, None], -torch.inf)
         top, index = scores.max(dim=1)  # each [b, h, w]
-        index = index + each[0]
+        index = torch.tensor(each, device=index.device)[index]
         if best is None or winners is None:
             best, winners = top, index
         else:
@@ -141,7 +143,7 @@ def _best_names(
     scores: Tensor, groups: list[int], open_map: Tensor | None
 ) -> tuple[list[int], Tensor]:
     """The different groups, in order, and each one's best score: [b, groups, h, w]."""
-    each = sorted(set(groups))
+    each = list(dict.fromkeys(groups))
     if len(each) < len(groups):
         parts = [
             scores[:, groups.index(group) : groups.index(group) + groups.count(group)].amax(

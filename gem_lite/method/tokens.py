@@ -3,6 +3,8 @@
 Patches are [b, n, d] without the class token, n = grid h * grid w.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -27,6 +29,12 @@ def outlier_scores(x: Tensor, neighbours: int = 30) -> Tensor:
     return (reach[..., None] / others).mean(dim=-1)
 
 
+def outliers(x: Tensor, quantile: float = 0.95) -> Tensor:
+    """Patches whose `outlier_scores` exceed a quantile of their image's: [b, n] bool."""
+    scores = outlier_scores(x.float())
+    return scores > scores.quantile(quantile, dim=-1, keepdim=True)
+
+
 def repair(
     x: Tensor, outliers: Tensor, grid: tuple[int, int], *, lonely_zero: bool = False
 ) -> Tensor:
@@ -42,6 +50,11 @@ def repair(
     lonely = rearrange(share == 0, "b 1 h w -> b (h w) 1")
     mean = mean.where(~lonely, torch.zeros_like(x) if lonely_zero else x)
     return mean.where(outliers[..., None], x)
+
+
+def sum_of(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape."""
+    return torch.stack(list(tensors)).sum(dim=0)
 
 
 def cosines(x: Tensor) -> Tensor:
@@ -67,3 +80,15 @@ def affinity(similarity: Tensor) -> Tensor:
     scores = 3 * (similarity - similarity.mean(dim=(-2, -1), keepdim=True))
     itself = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
     return scores.masked_fill((scores < 0) & ~itself, -torch.inf).softmax(dim=-1)[:, None]
+
+
+def gaussian_window(grid: tuple[int, int], std: float, like: Tensor) -> Tensor:
+    """exp(-distance^2 / (2 std^2)) of each two patches; 0 for the class token: [n, n].
+
+    In the dtype and on the device of `like`, computed in at least float32.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    sides = [torch.arange(side, dtype=dtype, device=like.device) for side in grid]
+    places = torch.cartesian_prod(*sides)
+    distances = (places[:, None] - places).square().sum(dim=-1)
+    return F.pad((-distances / (2 * std**2)).exp(), (1, 0, 1, 0)).to(like.dtype)

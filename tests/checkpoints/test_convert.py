@@ -33,9 +33,11 @@ import gem_lite
 from gem_lite.checkpoints import convert as convert_module
 from gem_lite.checkpoints import known as pretrained
 from gem_lite.checkpoints import ours as checkpoint
+from gem_lite.checkpoints.configs import config_from_shapes
 from gem_lite.checkpoints.convert import convert
+from gem_lite.checkpoints.header import Header
 from gem_lite.checkpoints.known import Pretrained
-from gem_lite.checkpoints.others import config_from_shapes, read_source
+from gem_lite.checkpoints.others import read_source
 from gem_lite.checkpoints.ours import read_header
 from gem_lite.factory import header_for
 from gem_lite.method.config import ARCHITECTURES, OPENAI_MEAN, OPENAI_STD, Activation, ModelConfig
@@ -200,7 +202,7 @@ def test_folder_without_weights(tmp_path: Path) -> None:
 
 def test_config_in_place_of_weights(tmp_path: Path) -> None:
     folder = write_hugging_face(STATE, tmp_path)
-    with pytest.raises(ValueError, match=r"config\.json is no weight file"):
+    with pytest.raises(ValueError, match=r"config\.json is not a weight file"):
         read_source(folder / "config.json")
 
 
@@ -528,7 +530,7 @@ def test_url_is_of_the_hash(
     assert header.source == "https://example.org/published.pt"
 
 
-def header_for_other(path: Path, row: Pretrained) -> checkpoint.Header:
+def header_for_other(path: Path, row: Pretrained) -> Header:
     with pytest.warns(UserWarning, match="differs from the published"):
         return header_for(read_source(path), "ViT-B/32", row)
 
@@ -1053,7 +1055,7 @@ MISTAKES = {
         ["--source", "plain.pt", "--activation", "gelu", "--output", "."],
         "is a folder; give the name of a file",
     ),
-    "page": (["--source", "page.pt"], "page.pt is no checkpoint: it begins with"),
+    "page": (["--source", "page.pt"], "page.pt is not a checkpoint: it begins with"),
     "contradiction": (["--source", "ts.pt", "--activation", "gelu"], "the sources disagree"),
     "overflow": (
         ["--source", "large.pt", "--activation", "gelu", "--dtype", "fp16"],

@@ -1,5 +1,6 @@
 """Downloads against a local server that truncates, stalls, resets and lies."""
 
+import errno
 import hashlib
 import http.client
 import http.server
@@ -21,7 +22,7 @@ import pytest
 
 from gem_lite.checkpoints import fetch
 from gem_lite.checkpoints.fetch import FetchError, download
-from gem_lite.checkpoints.lock import exclusive
+from gem_lite.checkpoints.files import exclusive
 
 BODY = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(310_000)
@@ -165,7 +166,8 @@ def get(server: Server, target: Path, **options: Any) -> str:
 
 def assert_clean(target: Path, content: bytes | None) -> None:
     """The folder holds the finished file, or nothing at all."""
-    assert [path.name for path in target.parent.iterdir()] == ([target.name] if content else [])
+    names = [path.name for path in target.parent.iterdir() if path.suffix != ".lock"]
+    assert names == ([target.name] if content else [])
     if content is not None:
         assert target.read_bytes() == content
 
@@ -497,13 +499,14 @@ def test_full_disk(server: Server, target: Path) -> None:
     assert len(server.requests) == 1
 
 
+def no_locks(*_: int) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
 def test_no_locks_on_this_file_system(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_locks(_: int) -> bool:
-        raise OSError("Function not implemented")
-
-    monkeypatch.setattr("gem_lite.checkpoints.lock._lock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     server.plan = [cut(HALF)]
     assert get(server, target) == sha256(BODY)
     assert_clean(target, BODY)
@@ -516,10 +519,7 @@ def test_no_locks_on_this_file_system(
 def test_without_locks_nobody_shares_a_part_file(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_locks(_: int) -> bool:
-        raise OSError("Function not implemented")
-
-    monkeypatch.setattr("gem_lite.checkpoints.lock._lock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     server.plan = [slow]
     digests: list[str] = []
     other = threading.Thread(target=lambda: digests.append(get(server, target)))
@@ -597,8 +597,7 @@ def test_many_threads_download_once(server: Server, target: Path) -> None:
     assert_clean(target, BODY)
 
 
-def test_who_waited_holds_the_file_that_is_there(tmp_path: Path) -> None:
-    """The first holder removes its lock file; a lock on the removed one would keep nobody out."""
+def test_who_waits_gets_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     seen: list[bool] = []
     waiting = threading.Event()
@@ -606,7 +605,7 @@ def test_who_waited_holds_the_file_that_is_there(tmp_path: Path) -> None:
     def second() -> None:
         waiting.set()
         with exclusive(path) as locked:
-            seen.append(locked and path.exists())
+            seen.append(locked)
 
     thread = threading.Thread(target=second)
     with exclusive(path):
@@ -616,7 +615,6 @@ def test_who_waited_holds_the_file_that_is_there(tmp_path: Path) -> None:
         assert not seen
     thread.join()
     assert seen == [True]
-    assert not path.exists()
 
 
 def test_killed_process_is_continued(server: Server, target: Path) -> None:
@@ -630,7 +628,6 @@ def test_killed_process_is_continued(server: Server, target: Path) -> None:
         process.kill()
         process.communicate()
     server.release.set()
-    assert target.with_name("model.pt.lock").exists()  # nobody was left to tidy up
     kept = part.stat().st_size
     assert target.read_bytes() == OTHER
     assert get(server, target) == sha256(BODY)

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 import gem_lite
 from gem_lite.checkpoints import ours as checkpoint
-from gem_lite.checkpoints.ours import Header, expected_shapes, load, read_header, write
+from gem_lite.checkpoints.assemble import expected_shapes
+from gem_lite.checkpoints.header import Header
+from gem_lite.checkpoints.ours import load, read_header, write
 from gem_lite.method.config import ARCHITECTURES, ImageConfig, TextConfig
 from gem_lite.method.methods.gem import GEMConfig
 
@@ -219,7 +221,7 @@ def test_load(file: Path) -> None:
     assert header == header_of()
     assert_equal(network.state_dict(), STATE)
     assert not network.training
-    assert (network.config, network.gem) == (SMALL, GEMConfig(blocks=2))
+    assert (network.config, network.method) == (SMALL, GEMConfig(blocks=2))
     for parameter in network.parameters():
         assert parameter.is_leaf and parameter.requires_grad and not parameter.is_meta
         assert parameter.is_contiguous()
@@ -233,7 +235,7 @@ def test_load_in_a_dtype(file: Path, dtype: torch.dtype) -> None:
 
 def test_load_with_other_settings(file: Path) -> None:
     settings = GEMConfig(blocks=1, iters=3, streams="k")
-    network, header = load(file, gem=settings)
+    network, header = load(file, method=settings)
     assert network.method == settings and header.gem == GEMConfig(blocks=2)
 
 

@@ -16,7 +16,7 @@ from rebuild import (
 )
 from torch import Tensor
 
-from gem_lite.checkpoints.ours import Header
+from gem_lite.checkpoints.header import Header
 from gem_lite.method import heatmap
 from gem_lite.method.config import OPENAI_MEAN, OPENAI_STD, ImageConfig, ModelConfig, TextConfig
 from gem_lite.method.methods.gem import GEMConfig

@@ -1,4 +1,4 @@
-"""The kernels beneath the network: as exact as PyTorch's own, and used where they may be."""
+"""The kernels beneath the network: used where they may be, and nowhere else."""
 
 import copy
 import platform
@@ -10,22 +10,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from kernels import LARGE, WORDS, needs_onednn, relative, spied
+from small import CONFIG, random_images, small_model
 from torch import Tensor
 
-from gem_lite import fast
+from gem_lite.fast import products
+from gem_lite.fast import switch as fast
 from gem_lite.method import attention
 from gem_lite.method.blocks import MLP
-from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.predictor import GEMPredictor
-from tests.small import CONFIG, random_images, small_model
 
-WORDS = ["cat", "a remote control of an old television", "dog"]
-# 17 x 19 patches and the class token, more than the blocks' smallest size; a part patch is left.
-LARGE = (136, 155)
-
-needs_onednn = pytest.mark.skipif(
-    not fast.usable(torch.zeros(1)), reason="this processor has no faster kernels"
-)
 pytestmark = needs_onednn
 
 
@@ -33,157 +27,6 @@ pytestmark = needs_onednn
 def _no_grad() -> Any:
     with torch.no_grad():
         yield
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
-
-
-def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What follows each linear layer that oneDNN is asked for."""
-    asked = []
-    real = fast._linear
-
-    def spy(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
-        asked.append(then)
-        return real(x, weight, bias, then)
-
-    monkeypatch.setattr(fast, "_linear", spy)
-    return asked
-
-
-# ---- as exact
-
-GEMS = {
-    "adaptive": GEMConfig(blocks=2),
-    "no refinement": GEMConfig(blocks=2, iters=0),
-    "two refinements": GEMConfig(blocks=3, iters=2),
-    "temperature 5": GEMConfig(blocks=2, inv_temp=5.0),
-    "too hot for one pass": GEMConfig(blocks=2, inv_temp=60.0),
-    "values only": GEMConfig(blocks=2, streams="v"),
-    "no residual": GEMConfig(blocks=2, residual=False),
-    "no dual block": GEMConfig(blocks=0),
-}
-
-
-@pytest.mark.parametrize("size", [LARGE, (40, 40), (8, 8), (8, 2104)])
-@pytest.mark.parametrize("gem", list(GEMS))
-def test_float32(gem: str, size: tuple[int, int]) -> None:
-    model = small_model(GEMS[gem])
-    images = random_images(3, *size)
-    found, maps = model.encode_image(images), model(images, WORDS)
-    model.kernels = "torch"
-    expected = model.encode_image(images)
-    assert relative(found.clip, expected.clip) < 5e-6
-    assert relative(found.gem, expected.gem) < 5e-6
-    assert relative(found.class_embedding, expected.class_embedding) < 5e-6
-    assert float((maps - model(images, WORDS)).abs().max()) < 1e-4
-
-
-@pytest.mark.parametrize("size", [LARGE, (40, 40), (8, 8)])
-@pytest.mark.parametrize("gem", list(GEMS))
-def test_bfloat16(gem: str, size: tuple[int, int]) -> None:
-    """As near to float32 as PyTorch's own bfloat16 is, or within the tolerance for maps."""
-    model = small_model(GEMS[gem])
-    images = random_images(2, *size)
-    model.kernels = "torch"
-    exact = model(images, WORDS, normalize=False)
-    model.bfloat16()
-    plain = model(images, WORDS, normalize=False)
-    model.kernels = "auto"
-    assert model.kernels == "onednn"
-    found = model(images, WORDS, normalize=False)
-    error, usual = (float((maps - exact).abs().max()) for maps in (found, plain))
-    assert error < max(2e-2, 1.5 * usual)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0, 30.0])
-@pytest.mark.parametrize(("n", "scale"), [(256, None), (301, 1.0), (1100, 0.5)])
-def test_attention(
-    dtype: torch.dtype,
-    spread: float,
-    n: int,
-    scale: float | None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fast, "SCORES", 100_000)  # several blocks, the last one smaller
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, 2, 2, n, 16, generator=generator).mul(spread).to(dtype)
-    asked = spied(monkeypatch)
-    found = fast.attention(q, k, v, scale=scale)
-    assert asked
-    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=scale)
-    plain = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    assert relative(found, expected) < max(3 * relative(plain, expected), 5e-6)
-
-
-def test_scores_far_apart_take_the_ordinary_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = spied(monkeypatch)
-    x = F.normalize(torch.randn(1, 1, 300, 16), dim=-1)
-    fast.attention(5 * x, x, x, scale=1.0)
-    assert "sigmoid" in asked
-    asked.clear()
-    fast.attention(90 * x, x, x, scale=1.0)
-    assert asked and "sigmoid" not in asked
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_stays_visible(value: float) -> None:
-    q = torch.randn(1, 1, 300, 16)
-    q[0, 0, 7] = value
-    found = fast.attention(q, q, q)
-    assert not bool(found.isfinite().all())
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"is_causal": True},
-        {"attn_mask": torch.zeros(300, 300)},
-        {"dropout_p": 1.0},
-        {"attn_mask": torch.ones(300, 300, dtype=torch.bool).tril()},
-    ],
-)
-def test_other_attention_is_pytorchs(changes: dict[str, Any]) -> None:
-    q, k, v = torch.randn(3, 1, 2, 300, 16)
-    with fast.Kernels():
-        found = F.scaled_dot_product_attention(q, k, v, **changes)
-    assert torch.equal(found, F.scaled_dot_product_attention(q, k, v, **changes))
-
-
-def test_bfloat16_keeps_its_scale_exact() -> None:
-    q, k, v = torch.randn(3, 1, 2, 300, 16, dtype=torch.bfloat16)
-    found = fast.attention(q, k, v, scale=0.3)
-    assert torch.equal(found, F.scaled_dot_product_attention(q, k, v, scale=0.3))
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (7, 3, 5), (2, 7, 3, 5), (0, 5), (5,)])
-def test_linear_of_any_shape(shape: tuple[int, ...]) -> None:
-    x, weight, bias = torch.randn(shape), torch.randn(4, 5), torch.randn(4)
-    with fast.Kernels():
-        results = [F.linear(x, weight, bias), F.linear(x, weight), x @ weight.T]
-    expected = [F.linear(x, weight, bias), F.linear(x, weight), x @ weight.T]
-    for found, wanted in zip(results, expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_texts_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short texts are encoded together, long ones apart, and each as if it were alone."""
-    monkeypatch.setattr("gem_lite.predictor.TOKENS_AT_ONCE", 40)
-    model = small_model()
-    words = ["cat", " ".join(["dog"] * 15), "a bee", "x" * 30, "cat sat", "zebra", "cat"]
-    found = model.encode_text(words)[0]
-    for word, embedding in zip(words, found, strict=True):
-        model.clear_text_cache()
-        torch.testing.assert_close(embedding, model.encode_text([word])[0, 0], rtol=0, atol=2e-6)
-
-
-def test_results_repeat() -> None:
-    model = small_model()
-    images = random_images(2, *LARGE)
-    assert torch.equal(model(images, WORDS), model(images, WORDS))
 
 
 # ---- where they may be
@@ -265,9 +108,9 @@ def test_not_in_float64() -> None:
 
 @pytest.mark.parametrize("missing", ["operator", "processor"])
 def test_not_where_something_is_missing(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast._processor_has.cache_clear()
+    products.processor_has.cache_clear()
     if missing == "operator":
-        monkeypatch.setattr(fast, "_onednn_linear", lambda: None)
+        monkeypatch.setattr(products, "onednn_linear", lambda: None)
     else:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     try:
@@ -275,13 +118,13 @@ def test_not_where_something_is_missing(missing: str, monkeypatch: pytest.Monkey
         assert model.kernels == "torch"
         call(model)
     finally:
-        fast._processor_has.cache_clear()
+        products.processor_has.cache_clear()
 
 
 def test_many_threads_take_pytorchs_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     q, k, v = torch.randn(3, 1, 2, 300, 16)
-    assert torch.equal(fast.attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
+    assert torch.equal(products.attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -397,7 +240,8 @@ def test_settings_of_the_host_program_stay() -> None:
 # Page faults of calls that need six blocks of 8 MiB each, after a first one.
 FAULTS = """
 import resource, sys, torch
-from gem_lite import fast
+from gem_lite.fast import switch as fast
+from gem_lite.fast import products
 if sys.argv[1] == "kept":
     fast.mode("onednn")
 seen = []

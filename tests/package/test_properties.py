@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gem_lite.checkpoints.ours import Header, read_header
+from gem_lite.checkpoints.header import Header
+from gem_lite.checkpoints.ours import read_header
 from gem_lite.method.segment import label_maps
 from gem_lite.pictures.transform import ImageTransform
 from gem_lite.tokenizer import Tokenizer, clean

@@ -17,13 +17,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from published import WRITERS, make, save
+from published import CONTEXT_NUMBERS, WRITERS, list_name, make, save
 
 import gem_lite
+from gem_lite import factory
 from gem_lite.tools.cli import main
 from gem_lite.tools.commands import model as model_options
-from gem_lite.tools.evaluation import command
+from gem_lite.tools.evaluation import evaluate as evaluation
 from gem_lite.tools.evaluation import run as running
+from gem_lite.tools.evaluation.datasets import open_set
+from gem_lite.tools.quality.controls import CONTROLS
 from gem_lite.tools.quality.scenes import Sprites, scenes
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +49,7 @@ def run(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, str, str]]:
     """The command in this process, with one model for all tests: exit code, stdout, stderr."""
-    monkeypatch.setattr(command, "create_model_and_transforms", lambda *a, **k: shared_model)
+    monkeypatch.setattr(factory, "create_model_and_transforms", lambda *a, **k: shared_model)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code = main(["evaluate", *map(str, arguments), *MODEL])
@@ -83,7 +86,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("dataset", "raw"),
     [*((name, False) for name in WRITERS), ("stuff171", True), ("coco_object", True)]
-    + [("cityscapes", True)],
+    + [("cityscapes", True), ("context60", True)],
 )
 def test_published_layouts(dataset: str, raw: bool, run: Run, tmp_path: Path) -> None:
     """The reported mIoU is that of the saved predictions, and GEM's is far above plain CLIP's."""
@@ -109,6 +112,77 @@ def test_published_layouts(dataset: str, raw: bool, run: Run, tmp_path: Path) ->
     gem, plain = seen["gem"], seen["plain"]
     assert gem["pixel_accuracy"] > plain["pixel_accuracy"] + 0.07
     assert gem["miou"] > 1.8 * plain["miou"] + 0.005
+
+
+def test_pascal_context_as_published(tmp_path: Path) -> None:
+    """One JSON file of run lengths, or .mat files of 459 classes: the same labels as the PNGs."""
+    for kind in ("png", "json", "mat"):
+        (tmp_path / kind).mkdir()
+        make("context60", tmp_path / kind / "data", raw=kind == "json", count=2)
+    base = tmp_path / "mat" / "data" / "VOC2010"
+    expected = {}
+    for item in open_set("context60", tmp_path / "png" / "data").items:
+        expected[item.name] = np.asarray(Image.open(item.labels))
+        assert set(np.unique(expected[item.name])) - {0}
+    data = open_set("context60", tmp_path / "json" / "data")
+    assert {item.name for item in data.items} == set(expected)
+    for item in data.items:
+        assert np.array_equal(data.truth(item), expected[item.name])
+    scipy_io = pytest.importorskip("scipy.io", reason="scipy reads .mat files; the context extra")
+    shutil.rmtree(base / "SegmentationClassContext")
+    shutil.rmtree(base / "ImageSets")
+    list_name(base / "ImageSets" / "Main" / "val.txt", "2008_999999")  # has no labels of Context
+    (base / "trainval").mkdir()
+    for name, labels in expected.items():
+        stored = np.array([1, *CONTEXT_NUMBERS], dtype=np.uint16)[labels]  # 1: an infrequent class
+        scipy_io.savemat(base / "trainval" / f"{name}.mat", {"LabelMap": stored})
+        list_name(base / "ImageSets" / "Main" / "val.txt", name)
+    data = open_set("context60", tmp_path / "mat" / "data")
+    for item in data.items:
+        assert np.array_equal(data.truth(item), expected[item.name])
+    (base / "trainval" / f"{name}.mat").write_bytes(b"MATLAB 5.0 and nothing more")
+    with pytest.raises(ValueError, match=rf"{name}.mat cannot be read as a .mat file"):
+        [data.truth(item) for item in data.items]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-9], "is not Pascal Context's trainval_merged.json"),
+        (lambda text: text.replace('"phase"', '"fase"'), "is not Pascal Context's"),
+        (lambda text: text.replace('"height": 1', '"height": 9'), "an area does not fit 9"),
+        (lambda text: text.replace('"category_id": ', '"category_id": 9'), "from 0 to 459"),
+        (lambda text: text.replace('"val"', '"test"'), "there are no labels of the split val"),
+    ],
+)
+def test_a_damaged_pascal_context(
+    change: Callable[[str], str], message: str, tmp_path: Path
+) -> None:
+    make("context60", tmp_path / "data", raw=True, count=1)
+    merged = tmp_path / "data" / "VOC2010" / "trainval_merged.json"
+    merged.write_text(change(merged.read_text()))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        data = open_set("context60", tmp_path / "data")
+        [data.truth(item) for item in data.items]
+
+
+@pytest.mark.parametrize("pictures", ["val2017", "images/val2017"])
+@pytest.mark.parametrize("labels", ["val2017", "stuffthingmaps/val2017", "annotations/val2017"])
+def test_the_archives_of_coco_wherever_they_are_unpacked(
+    pictures: str, labels: str, tmp_path: Path
+) -> None:
+    made = make("stuff171", tmp_path / "data", raw=True, count=2)
+    for old, new in (("images/val2017", pictures), ("annotations/val2017", labels)):
+        for path in list((made.root / old).iterdir()):
+            (made.root / new).mkdir(parents=True, exist_ok=True)
+            path.rename(made.root / new / path.name)
+    for old in ("images", "annotations"):
+        if not any((made.root / old).rglob("*.*")):
+            shutil.rmtree(made.root / old)
+    data = open_set("stuff171", made.root)
+    for item in data.items:
+        truth = np.where(data.truth(item) < 0, 0, data.truth(item))
+        assert np.array_equal(truth, made.truth[item.name])
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +218,8 @@ def test_a_folder_pair_and_its_files(run: Run, folder: Path, tmp_path: Path) -> 
     values = [float(row["IoU"]) for row in rows if row["IoU"]]
     assert np.mean(values) == pytest.approx(result["miou"], abs=1e-12)
     assert result["settings"]["square"] == 128 and result["settings"]["scale"] == 50
-    assert result["speed"]["pictures"] == 8 and result["speed"]["pictures_per_second"] > 0
+    speed = json.loads((tmp_path / "gem" / "speed.json").read_text())
+    assert speed["pictures"] == 8 and speed["pictures_per_second"] > 0
     assert "background" in text and "miou" in text
 
 
@@ -159,10 +234,14 @@ def test_every_knob_is_written_down_and_counts(run: Run, folder: Path, tmp_path:
     assert result["settings"] == {
         "short_side": 112,
         "square": 336,
+        "resize": "opencv",
         "window": 64,
         "stride": 48,
+        "pad": False,
+        "straight": True,
         "flip": True,
         "refine": 2,
+        "pamr": 0,
         "templates": ["a photo of a {}."],
         "scale": 30.0,
         "threshold": 0.2,
@@ -174,6 +253,70 @@ def test_every_knob_is_written_down_and_counts(run: Run, folder: Path, tmp_path:
     assert result["pictures"] == 2 and result["limit"] == 2 and result["seed"] == 5
     assert run(*arguments, "--threshold", "0", "--output", tmp_path / "other")[0] == 0
     assert result_of(tmp_path / "other")["counts"] != result["counts"]
+
+
+def test_no_way_to_background_is_told(run: Run, folder: Path, tmp_path: Path) -> None:
+    arguments = ["--dataset", "folder", "--root", folder, "--limit", "1", "--output", tmp_path]
+    arguments += ["--protocol", "ours", "--short-side", "64", "--templates", "one"]
+    code, _, err = run(*arguments)
+    assert code == 0 and "neither a threshold nor a word for background" in err
+    for option in (["--threshold", "0.3"], ["--background", "background"], ["--zero", "ignored"]):
+        code, _, err = run(*arguments, *option, "--restart")
+        assert code == 0 and "neither" not in err
+
+
+def test_json(run: Run, folder: Path, tmp_path: Path) -> None:
+    """The files' content as one line, and nothing else on standard output."""
+    arguments = ["--dataset", "folder", "--root", folder, *QUICK, "--limit", "2"]
+    code, text, _ = run(*arguments, "--output", tmp_path, "--json")
+    assert code == 0 and len(text.splitlines()) == 1
+    printed = json.loads(text)
+    assert printed.pop("speed") == json.loads((tmp_path / "speed.json").read_text())
+    assert printed == result_of(tmp_path)
+    assert printed["method"] == "gem" and printed["method_settings"]["blocks"] > 0
+
+
+def test_methods_and_settings_of_gem(folder: Path, tmp_path: Path) -> None:
+    base = ["evaluate", "--dataset", "folder", "--root", str(folder), *QUICK, *MODEL]
+    base += ["--limit", "2", "--output"]
+    changes = {
+        "gem": ["--gem-depth", "3", "--ss-attn-iter", "3", "--ss-attn-temp", "9"],
+        "residual": ["--no-gem-residual"],
+        "sclip": ["--method", "sclip"],
+        "naclip": ["--method", "naclip:std=3"],
+    }
+    results = {}
+    for name, options in changes.items():
+        assert main([*base, str(tmp_path / name), *options]) == 0
+        results[name] = result_of(tmp_path / name)
+    assert [results[name]["method"] for name in changes] == ["gem", "gem", "sclip", "naclip"]
+    gem, residual = results["gem"]["method_settings"], results["residual"]["method_settings"]
+    assert (gem["blocks"], gem["iters"], gem["inv_temp"], gem["residual"]) == (2, 3, 9.0, True)
+    assert residual["residual"] is False
+    counts = [json.dumps(results[name]["counts"]) for name in changes]
+    assert results["naclip"]["method_settings"]["std"] == 3 and len(set(counts)) == 4
+
+
+def test_controls(run: Run, folder: Path, tmp_path: Path) -> None:
+    """GEM's own maps score well above each; the labels are those that the control stands for."""
+    base = ["--dataset", "folder", "--root", folder, *QUICK, "--save-predictions"]
+    assert run(*base, "--output", tmp_path / "gem")[0] == 0
+    gem = result_of(tmp_path / "gem")
+    for control in CONTROLS:
+        assert run(*base, "--output", tmp_path / control, "--control", control)[0] == 0
+        result = result_of(tmp_path / control)
+        assert result["control"] == control and gem["control"] is None
+        assert gem["miou"] > result["miou"] + 0.1
+    for path in (tmp_path / "gem" / "predictions").iterdir():
+        number = int(path.stem.split()[1])
+        own = np.asarray(Image.open(path))
+        shifted = np.where(own > 0, (own - 1 + 1 + number % 5) % 6 + 1, 0)
+        assert np.array_equal(
+            np.asarray(Image.open(tmp_path / "word" / "predictions" / path.name)), shifted
+        )
+        middle = np.asarray(Image.open(tmp_path / "centre" / "predictions" / path.name))
+        assert len(np.unique(middle)) == 2 and middle[0, 0] == 0 < middle[50, 64]
+        assert 0.7 < (middle > 0).mean() < 0.9  # 1 - (y^2 + x^2) / 2 above a half: pi / 4
 
 
 def test_text_is_encoded_once(
@@ -204,7 +347,7 @@ def test_a_killed_run_goes_on(
     arguments = ["--dataset", "folder", "--root", folder, *QUICK, "--save-every", "0"]
     assert run(*arguments, "--output", tmp_path / "whole")[0] == 0
     out = tmp_path / "parts"
-    task = command.pixel_task
+    task = evaluation.pixel_task
 
     def dying(after: int) -> Callable[..., Any]:
         def build(*a: Any, **k: Any) -> Any:
@@ -221,17 +364,15 @@ def test_a_killed_run_goes_on(
 
         return build
 
-    monkeypatch.setattr(command, "pixel_task", dying(3))
+    monkeypatch.setattr(evaluation, "pixel_task", dying(3))
     assert run(*arguments, "--output", out)[0] == 130
-    assert len(running.read_partial(out / "partial-0.npz", key_of(out)).done) == 3
-    monkeypatch.setattr(command, "pixel_task", dying(2))
+    assert len(running.read_partial(out / "partial-0.npz", key_of(out), (7, 7)).done) == 3
+    monkeypatch.setattr(evaluation, "pixel_task", dying(2))
     assert run(*arguments, "--output", out)[0] == 130
-    monkeypatch.setattr(command, "pixel_task", dying(3))  # exactly those that are left
+    monkeypatch.setattr(evaluation, "pixel_task", dying(3))  # exactly those that are left
     code, _, err = run(*arguments, "--output", out)
     assert code == 0 and "5 of 8 pictures" in err
     first, second = result_of(tmp_path / "whole"), result_of(out)
-    for result in (first, second):
-        result.pop("speed")
     assert first == second
     assert not list(out.glob("partial*"))
 
@@ -246,9 +387,9 @@ def test_a_partial_file_of_another_run_is_not_mixed_in(
 ) -> None:
     arguments = ["--dataset", "folder", "--root", folder, *QUICK, "--output", tmp_path / "out"]
     arguments += ["--limit", "2"]
-    load = command.pixel_task
+    load = evaluation.pixel_task
     monkeypatch.setattr(
-        command,
+        evaluation,
         "pixel_task",
         lambda *a, **k: running.Task(
             load(*a, **k).names,
@@ -258,22 +399,36 @@ def test_a_partial_file_of_another_run_is_not_mixed_in(
         ),
     )
     assert run(*arguments)[0] == 130
-    monkeypatch.setattr(command, "pixel_task", load)
+    key_of_all = key_of(tmp_path / "out")
+    monkeypatch.setattr(evaluation, "pixel_task", load)
     code, _, err = run(*arguments, "--scale", "20")
     assert code == 2 and "of a run with another settings; give another --output" in err
     assert len(err.splitlines()) == 1
     assert run(*arguments, "--scale", "20", "--restart")[0] == 0
-    (tmp_path / "out" / "partial-0.npz").write_bytes(b"nonsense")
+    partial = tmp_path / "out" / "partial-0.npz"
+    partial.write_bytes(b"nonsense")
     code, _, err = run(*arguments)
     assert code == 2 and "cannot be read" in err and "--restart" in err
+    counts, done = np.zeros((7, 7), dtype=np.int64), np.array(["picture 0"])
+    for key in ("no json", "[1, 2]", "17", "[" * 100_000):
+        np.savez_compressed(partial, counts=counts, done=done, key=key)
+        code, _, err = run(*arguments)
+        assert code == 2 and "partial-0.npz has a key that is not a JSON object" in err
+        assert len(err.splitlines()) == 1
+    np.savez_compressed(partial, counts=counts[:3], done=done, key=key_of_all)
+    code, _, err = run(*arguments)
+    assert code == 2 and "has counts torch.int64 [3, 7]; expected torch.int64 [7, 7]" in err
 
 
 # ---- mistakes
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
-    "no folder": (["--dataset", "voc21", "--root", "nowhere"], "--root nowhere is no folder"),
+    "no folder": (
+        ["--dataset", "voc21", "--root", "nowhere"],
+        "--root nowhere: there is no such folder",
+    ),
     "voc": (["--dataset", "voc20", "--root", "."], ". is not voc20 as published: there is no"),
-    "context": (["--dataset", "context60", "--root", "."], "SegmentationClassContext"),
+    "context": (["--dataset", "context60", "--root", "."], "there is no JPEGImages"),
     "ade": (["--dataset", "ade150", "--root", "."], "http://sceneparsing.csail.mit.edu/"),
     "coco": (["--dataset", "stuff171", "--root", "."], "there is no folder images/val2017"),
     "cityscapes": (["--dataset", "cityscapes", "--root", "."], "https://www.cityscapes-dataset"),
@@ -344,10 +499,10 @@ def test_the_model_by_default(
     asked = []
 
     def create(*arguments: Any, **options: Any) -> tuple[Any, Any]:
-        asked.append(arguments)
+        asked.append(arguments[:2])
         return shared_model
 
-    monkeypatch.setattr(command, "create_model_and_transforms", create)
+    monkeypatch.setattr(factory, "create_model_and_transforms", create)
     monkeypatch.setattr(model_options, "find_file", lambda row: Path("x") if here else None)
     arguments = ["evaluate", "--dataset", "folder", "--root", str(folder), *QUICK, "--limit", "1"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
@@ -382,17 +537,15 @@ def test_processes_give_the_same_numbers(run: Run, folder: Path, tmp_path: Path)
         assert run(*base, "--output", tmp_path / "1")[0] == 0
     finally:
         torch.set_num_threads(threads)
-    expected = result_of(tmp_path / "1")
-    expected.pop("speed")
+    expected = (tmp_path / "1" / "result.json").read_bytes()
     for processes in (2, 3):
         out = tmp_path / str(processes)
         done = torchrun(processes, [*base, "--output", str(out)])
         text, err = done.communicate(timeout=200)
         assert done.returncode == 0, err
         assert text.count("miou") == 1  # one process reports
-        result = result_of(out)
-        assert result.pop("speed")["processes"] == processes
-        assert result == expected
+        assert json.loads((out / "speed.json").read_text())["processes"] == processes
+        assert (out / "result.json").read_bytes() == expected
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds a process by Linux's /proc")
@@ -411,7 +564,7 @@ def test_a_process_that_is_killed_ends_the_run(run: Run, folder: Path, tmp_path:
         done = [0, 0]
         for _ in range(6000):
             for rank, path in enumerate(sorted(out.glob("partial-*.npz"))):
-                done[rank] = len(running.read_partial(path, key_of_path(path)).done)
+                done[rank] = len(running.read_partial(path, key_of_path(path), (7, 7)).done)
             if done == [4, 1] or job.poll() is not None:
                 break
             time.sleep(0.02)
@@ -479,9 +632,9 @@ def test_told_to_stop(folder: Path, tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     if process.returncode == 0:
         pytest.skip("it was done before the signal came")
-    assert process.returncode == 2
-    assert "start the same command again" in err.splitlines()[-1]
-    assert running.read_partial(out / "partial-0.npz", key_of(out)).done
+    assert process.returncode == 143
+    assert "torchrun" not in err and "start the same command again" in err.splitlines()[-1]
+    assert running.read_partial(out / "partial-0.npz", key_of(out), (7, 7)).done
 
 
 def test_shares() -> None:

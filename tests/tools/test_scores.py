@@ -1,5 +1,6 @@
 """Confusion matrices and mIoU against torchmetrics; OpenImages' points against a loop; settings."""
 
+import json
 import math
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from published import save
 from torchmetrics import JaccardIndex
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from gem_lite.tools.evaluation.confusion import IGNORED, confusion, scores
+from gem_lite.tools.evaluation.confusion import confusion, scores
 from gem_lite.tools.evaluation.datasets import LayoutError
+from gem_lite.tools.evaluation.layouts import IGNORED
 from gem_lite.tools.evaluation.names import DATA, read_names, shipped
 from gem_lite.tools.evaluation.openimages import open_points, point_counts, point_scores
-from gem_lite.tools.evaluation.progress import duration
 from gem_lite.tools.evaluation.protocols import ONE_TEMPLATE, PROTOCOLS, settings_for
 
 
@@ -55,7 +56,7 @@ def test_a_class_that_does_not_occur_has_no_score() -> None:
 
 
 def test_bad_label_maps() -> None:
-    with pytest.raises(ValueError, match=r"truth is \[2\], found \[3\]"):
+    with pytest.raises(ValueError, match=r"truth is \[2\], labels \[3\]"):
         confusion(torch.zeros(2), torch.zeros(3), 2)
     with pytest.raises(ValueError, match="from 0 to 7; expected 0 to 1"):
         confusion(torch.zeros(2), torch.tensor([0, 7]), 2)
@@ -98,41 +99,79 @@ def test_points_are_read_and_counted(tmp_path: Path) -> None:
         ["Cat", "Car"],  # the dog has no yes in this picture
         ["Dog"],
     ]
-    counts = torch.zeros(3, 4, dtype=torch.int64)
-    by_hand: dict[str, list[tuple[bool, bool]]] = {}
+    counts, asked = [], []
+    by_hand: dict[str, list[tuple[bool, bool]]] = {}  # of each class
+    pairs: list[list[tuple[bool, bool]]] = []  # of each picture and class
     names = {"/m/01yrx": "Cat", "/m/0bt9lr": "Dog", "/m/0k4j": "Car"}
     for item in data.items:
         generator = torch.Generator().manual_seed(len(item.points))
         maps = torch.rand(len(item.classes), 20, 30, generator=generator)
-        counts += point_counts(maps, item, 3)
-        words = [data.classes[k] for k in item.classes]
-        for label, x, y, yes in given[item.name]:
-            if names[label] in words:
-                value = maps[words.index(names[label]), min(int(20 * y), 19), min(int(30 * x), 29)]
-                by_hand.setdefault(names[label], []).append((yes, bool(value > 0.5)))
-    each, mean = point_scores(counts)
-    expected = []
-    for name in data.classes:
-        ious = []
-        for side in (True, False):
-            pairs = [(yes == side, found == side) for yes, found in by_hand[name]]
-            either = sum(a or b for a, b in pairs)
-            if either:
-                ious.append(sum(a and b for a, b in pairs) / either)
-        expected.append(np.mean(ious))
-    assert each == pytest.approx(expected)
-    assert mean == pytest.approx(np.mean(expected))
+        counts.append(point_counts(maps, item))
+        asked += item.classes
+        for place, number in enumerate(item.classes):
+            pairs.append([])
+            for label, x, y, yes in given[item.name]:
+                if names[label] == data.classes[number]:
+                    value = maps[place, min(int(20 * y), 19), min(int(30 * x), 29)]
+                    pairs[-1].append((yes, bool(value > 0.5)))
+            by_hand.setdefault(data.classes[number], []).extend(pairs[-1])
+    result = point_scores(torch.cat(counts), asked, 3)
+    assert result.counts.tolist() == [
+        [sum(pair == kind for pair in by_hand[name]) for kind in KINDS] for name in data.classes
+    ]
+    assert result.iou == pytest.approx([mean_iou(by_hand[name]) for name in data.classes])
+    assert result.by_class == pytest.approx(np.mean(result.iou))
+    assert result.by_picture == pytest.approx(np.mean([mean_iou(pair) for pair in pairs]))
+    assert result.pooled == pytest.approx(mean_iou(sum(pairs, [])))
 
 
-def test_points_through_the_command(tmp_path: Path) -> None:
+# (said yes by people, inside the map's half) in the order of the counts.
+KINDS = ((True, True), (False, True), (True, False), (False, False))
+
+
+def mean_iou(pairs: list[tuple[bool, bool]]) -> float:
+    ious = []
+    for side in (True, False):
+        either = sum(yes == side or inside == side for yes, inside in pairs)
+        if either:
+            ious.append(sum(yes == side and inside == side for yes, inside in pairs) / either)
+    return float(np.mean(ious))
+
+
+def test_three_averages_of_points() -> None:
+    """Two pictures of one class and one of another: worked out by hand."""
+    counts = torch.tensor([[4, 0, 0, 4], [0, 2, 2, 0], [1, 1, 0, 0]])
+    result = point_scores(counts, [0, 0, 1], 3)
+    assert result.iou[:2] == pytest.approx((0.5, 0.25)) and math.isnan(result.iou[2])
+    assert result.by_class == pytest.approx(0.375)
+    assert result.by_picture == pytest.approx((1 + 0 + 0.25) / 3)
+    assert result.pooled == pytest.approx((5 / 10 + 4 / 9) / 2)
+
+
+def test_points_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from gem_lite.tools.cli import main
 
     points_folder(tmp_path / "data")
     arguments = ["evaluate", "--dataset", "openimages", "--root", str(tmp_path / "data")]
-    arguments += ["--protocol", "gem", "--square", "64", "--model", "tiny-emoji"]
-    assert main([*arguments, "--pretrained", "v1", "--output", str(tmp_path / "out")]) == 0
+    arguments += ["--square", "64", "--model", "tiny-emoji", "--pretrained", "v1"]
+    arguments += ["--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
     text = (tmp_path / "out" / "result.json").read_text()
-    assert '"p_miou": 0.' in text and '"counts"' in text
+    result = json.loads(text)
+    assert result["protocol"] == "gem" and np.shape(result["counts"]) == (3, 4)
+    assert all(0 <= result[f"p_miou{way}"] <= 1 for way in ("", "_by_picture", "_pooled"))
+    scores = {json.dumps(result["counts"])}
+    for control in ("word", "subject", "brightness", "centre"):
+        assert main([*arguments, "--control", control]) == 0
+        controlled = json.loads((tmp_path / "out" / "result.json").read_text())
+        assert np.sum(controlled["counts"]) == np.sum(result["counts"])
+        scores.add(json.dumps(controlled["counts"]))
+    assert len(scores) > 1
+    for option in (["--window", "224"], ["--flip"], ["--threshold", "0.5"], ["--scale", "9"]):
+        assert main([*arguments, *option]) == 2
+        assert f"{option[0]}: not used for openimages" in capsys.readouterr().err
+    assert main([*arguments, "--protocol", "sclip"]) == 2
+    assert "--protocol sclip has no settings for openimages; use gem" in capsys.readouterr().err
 
 
 def test_points_that_cannot_be_read(tmp_path: Path) -> None:
@@ -143,6 +182,16 @@ def test_points_that_cannot_be_read(tmp_path: Path) -> None:
     listing.write_text(good.replace("0.1,0.2", "left,0.2"))
     with pytest.raises(ValueError, match="line 2: could not convert"):
         open_points(root)
+    listing.write_text(good.replace("0.1,0.2", "nan,0.2"))
+    with pytest.raises(ValueError, match=r"line 2: the point \(nan, 0.2\) lies outside"):
+        open_points(root)
+    listing.write_text(good.replace("0.1,0.2,", "0.1,"))
+    with pytest.raises(ValueError, match="line 2: zip"):
+        open_points(root)
+    for junk in (b'"' + 200_000 * b"x", b"ImageId,\xff\xfe\n"):
+        listing.write_bytes(junk)
+        with pytest.raises(ValueError, match="cannot be read as CSV"):
+            open_points(root)
     listing.write_text(good.replace("EstimatedYesNo", "Answer"))
     with pytest.raises(ValueError, match=r"no columns \['EstimatedYesNo'\]"):
         open_points(root)
@@ -172,9 +221,22 @@ def test_protocols_say_what_the_papers_say() -> None:
     assert settings_for("clearclip", "cityscapes").window == 224
     gem = settings_for("gem", "voc21")
     assert gem.input_size(300, 500) == (448, 448) and gem.templates == ONE_TEMPLATE
-    assert set(PROTOCOLS) == {"gem", "sclip", "clearclip"}
+    assert set(PROTOCOLS) == {"gem", "sclip", "clearclip", "naclip", "ours"}
+    assert settings_for("ours", "voc21").resize == gem.resize == "bicubic" != sclip.resize
+    person = {word: read_names(shipped(f"voc20{word}"))[14] for word in ("-sclip", "-clearclip")}
+    assert len(person["-sclip"]) == 7 and person["-clearclip"] == ("person",)
+    assert settings_for("clearclip", "voc21").names == "-clearclip"
+    assert settings_for("clearclip", "ade150").names == "-sclip"
+    for name in ("voc20", "voc21"):
+        naclip = settings_for("naclip", name)
+        assert naclip.window is None and naclip.pamr == 10 and naclip.scale == 40
+    assert settings_for("naclip", "voc21").threshold == 0.1
+    assert settings_for("naclip", "voc21").min_area == 0
+    assert settings_for("naclip", "stuff171").short_side == 336
+    assert settings_for("naclip", "cityscapes").short_side == 560
+    assert settings_for("naclip", "context60").window == 224
     assert settings_for("sclip", "voc21").without_background().threshold is None
-    with pytest.raises(ValueError, match="no protocol 'other'; known: gem, sclip"):
+    with pytest.raises(ValueError, match="no protocol 'other'; known: sclip, clearclip"):
         settings_for("other", "voc21")
     with pytest.raises(ValueError, match=r"no settings \['size'\]"):
         gem.changed({"size": 3})
@@ -212,9 +274,5 @@ def test_templates_and_names_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is empty; expected one entry a line"):
         read_names(path)
     Image.new("L", (9, 9)).save(tmp_path / "names.png")
-    with pytest.raises(ValueError, match="no text in UTF-8"):
+    with pytest.raises(ValueError, match="not text in UTF-8"):
         read_names(tmp_path / "names.png")
-
-
-def test_durations() -> None:
-    assert [duration(seconds) for seconds in (3.4, 125, 3723)] == ["0:03", "2:05", "1:02:03"]

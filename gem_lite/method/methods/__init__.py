@@ -59,4 +59,7 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     known = [field.name for field in fields(kind)]
     if unknown := [key for key in settings if key not in known]:
         raise ValueError(f"method {name!r} has no setting {unknown[0]!r}; it has {known}")
-    return kind(**settings)
+    listed: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+    }
+    return kind(**listed)

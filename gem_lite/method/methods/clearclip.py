@@ -1,12 +1,11 @@
 """ClearCLIP: q-q attention alone, without the last block's residual and MLP."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..base import Heads, Method, Positions, Trunk, attend, count
+from ..base import Heads, Method, Positions, Trunk, attend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +20,11 @@ class ClearCLIP(Method):
     positions: Positions = "bicubic_offset"
     last: int = 1  # blocks whose own outputs are summed; each feeds the next one plainly
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        count("last - 1", self.last - 1)
-
     def attention(self, heads: Heads) -> Tensor:
         """softmax(q q^T / sqrt(c)) v (section 3.3)."""
         return attend(heads.q, heads.q, heads.v)
 
-    def reads(self, layers: int) -> Collection[int]:
+    def reads(self, layers: int) -> range:
         """What the blocks before the last one are given."""
         return range(layers - self.last, layers - 1)
 

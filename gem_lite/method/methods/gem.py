@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..attention import adaptive_inv_temp, self_self_attention
-from ..base import Heads, Method, count, letters, positive
+from ..base import Heads, Method, letters, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,6 @@ class GEMConfig(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        count("iters", self.iters)
         if self.inv_temp is not None:
             positive("inverse temperature", self.inv_temp, "or None for the adaptive one")
         letters("streams", self.streams, "qkv")

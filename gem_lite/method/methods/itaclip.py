@@ -1,6 +1,5 @@
 """ITACLIP: q-q and k-k attention of the last block and of middle ones."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,13 +22,14 @@ class ITACLIP(Method):
     positions: Positions = "bicubic_offset"
     middle: tuple[int, ...] = (7, 8, 10)  # of 12 blocks; in proportion in other towers
 
-    def reads(self, layers: int) -> Collection[int]:
+    def reads(self, layers: int) -> list[int]:
         """What the middle blocks are given."""
-        return [number - 1 for number in scaled(self.middle, layers)]
+        return [number - 1 for number in scaled(self.middle, layers, fixed=True)]
 
     def attention(self, heads: Heads) -> Tensor:
         """(B_last + mean of B_middle) / 2 v, B = softmax(q q^T) + softmax(k k^T) (section 3.1)."""
-        middle = [heads.trunk.heads(n) for n in scaled(self.middle, len(heads.trunk.blocks))]
+        layers = len(heads.trunk.blocks)
+        middle = map(heads.trunk.heads, scaled(self.middle, layers, fixed=True))
         mean = torch.stack([_both(each) for each in middle]).mean(dim=0)
         return (_both(heads) + mean) / 2 @ heads.v
 

@@ -1,6 +1,5 @@
 """LeGrad: where attention would have to grow for the picture to resemble the word more."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base import Method, Trunk, count, weights
+from ..base import Method, Trunk, weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +19,8 @@ class LeGrad(Method):
     blocks: int = 0  # the network stays plain CLIP
     last: int = 2  # blocks looked at; the code's default, the abstract says all
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        count("last - 1", self.last - 1)
-
-    def reads(self, layers: int) -> Collection[int]:
-        """What the last blocks are given."""
-        return range(max(0, layers - self.last), layers)
+    def reads(self, layers: int) -> range:  # noqa: D102
+        return range(max(0, layers - max(1, self.last)), layers)
 
     def scores(self, visual: Any, images: Tensor, features: Any, text: Tensor) -> Tensor:
         """Sum over blocks of the mean over heads and queries of max(gradient, 0): [b, p, n]."""
@@ -41,7 +35,6 @@ def _relevance(visual: Any, trunk: Trunk, block: int, text: Tensor) -> Tensor:
     heads = trunk.heads(block)
     attention = weights(heads.q, heads.k).detach().requires_grad_()
     out = trunk.dense(block, lambda heads: attention @ heads.v, residual=True, mlp=True)
-    image = F.normalize(visual.project(out.mean(dim=1)).float(), dim=-1)  # [b, e]
-    cosine = (image @ text.mT).sum(dim=0)  # [p]
-    grads = [torch.autograd.grad(each, attention, retain_graph=True)[0] for each in cosine]
+    cosine = F.normalize(visual.project(out.mean(dim=1)).float(), dim=-1) @ text.mT  # [b, p]
+    grads = [torch.autograd.grad(each, attention, retain_graph=True)[0] for each in cosine.sum(0)]
     return torch.stack(grads, dim=1).clamp(min=0).mean(dim=(2, 3))[..., 1:]  # [b, p, n]

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..base import Heads, Method, Positions, attend, positive
+from ..base import Heads, Method, Positions, attend
+from ..tokens import gaussian_window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,18 +20,7 @@ class NACLIP(Method):
     positions: Positions = "bicubic_offset"
     std: float = 5.0  # of the Gaussian, in patches
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("std", self.std)
-
     def attention(self, heads: Heads) -> Tensor:
         """softmax(k k^T / sqrt(c) + window) v (section 3.2)."""
-        window = gaussian_window(heads.trunk.grid, self.std).to(heads.k)
+        window = gaussian_window(heads.trunk.grid, self.std, heads.k)
         return attend(heads.k, heads.k, heads.v, bias=window)
-
-
-def gaussian_window(grid: tuple[int, int], std: float) -> Tensor:
-    """exp(-distance^2 / (2 std^2)) of each two patches; 0 for the class token: [n, n]."""
-    places = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float32) for side in grid))
-    distances = (places[:, None] - places).square().sum(dim=-1)
-    return F.pad((-distances / (2 * std**2)).exp(), (1, 0, 1, 0))

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ...checkpoints.known import PRETRAINED, find_file
+from ...checkpoints.known import find_file
 from ...checkpoints.ours import read_header
+from ...checkpoints.table import PRETRAINED
 from ...factory import create_model_and_transforms
 from ...method.config import ModelConfig, architecture
 from ...method.heatmap import min_max, similarity, upsample

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
     import torch
 
-    from ...checkpoints.ours import atomic_file
+    from ...checkpoints.files import atomic_file
     from ...pictures.overlays import contact_sheet, label_overlay, visualize
     from ...pictures.saving import save_picture
     from . import pictures

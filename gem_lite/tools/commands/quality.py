@@ -1,17 +1,26 @@
-"""`gem-lite bench-quality`: GEM settings scored on labelled collages."""
+"""`gem-lite bench-quality`: methods and settings scored on labelled collages."""
+
+from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..progress import Progress
+from ..settings import parsed_method
 from .console import say, say_json
 from .model import SHIPPED, add_model_arguments, load_model
 
-HELP = "score GEM settings on labelled collages with a known truth"
+if TYPE_CHECKING:
+    from ...predictor import GEMPredictor
+
+HELP = "score methods and settings on labelled collages with a known truth"
 EXAMPLES = """\
 gem-lite bench-quality --count 8
 gem-lite bench-quality --count 8 --gem-depth 5 --ss-attn-temp adaptive --json
+gem-lite bench-quality --count 8 --method gem naclip:std=3 clearclip
 """
 
 # The few drawings that a checkout carries for this.
@@ -26,16 +35,26 @@ SPRITES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `gem-lite bench-quality`; the model in the box is its default."""
     parser.add_argument("--count", type=int, default=64, help="collages (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--seed", type=int, nargs="+", default=[0], help="one or several: as many collages of each"
+    )
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        metavar="NAME[:SETTING=VALUE,...]",
+        help="compare methods on the same collages, with intervals and controls; 'all' = every one",
+    )
     parser.add_argument("--sprites", type=Path, help="drawings; default: the few that ship")
     parser.add_argument("--json", action="store_true", help="print a JSON object, figures 0 to 1")
-    add_model_arguments(parser)
+    add_model_arguments(parser, method=False)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the table of figures, or all of it as JSON."""
+    from ..quality.compare import as_json, as_markdown, compare, explained
     from ..quality.measure import figures, report
-    from ..quality.scenes import Sprites
+    from ..quality.scenes import scenes
+    from ..quality.sprites import Sprites
 
     places = [args.sprites] if args.sprites else SPRITES
     path = next((place for place in places if place.is_file()), None)
@@ -48,34 +67,65 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--count is {args.count}; expected at least 1")
     if args.model is None and args.pretrained is None:
         args.model, args.pretrained = SHIPPED  # the collages are of what it knows
+    if len(args.seed) > 1 and not args.method:
+        raise ValueError("several --seed go with --method; give one, or say which methods")
     model, transform = load_model(args)
-    header = model.header
     progress: Progress | None = None
 
-    def advance(done: int, total: int, style: str) -> None:
+    def advance(done: int, total: int, name: str) -> None:
         nonlocal progress
         progress = progress or Progress(total, "collages")
-        progress.show(done, style)
+        progress.show(done, name)
 
     sprites = Sprites.load(path)
+    rows, columns = [], {}
     try:
-        scores = figures(
-            model, transform, sprites, seed=args.seed, count=args.count, advance=advance
-        )
+        if args.method:
+            models = chosen_methods(model, args.method)
+            collages = [
+                scene
+                for seed in args.seed
+                for scene in scenes(sprites, seed=seed, count=args.count, jitter=0.0)
+            ]
+            rows = compare(models, collages, transform, advance=advance)
+        else:
+            columns = figures(
+                model, transform, sprites, seed=args.seed[0], count=args.count, advance=advance
+            )
     finally:
         if progress is not None:
             progress.clear()
+    header = model.header
     if args.json:
-        say_json(
-            {
-                "model": header.model,
-                "pretrained": header.pretrained,
-                "gem": asdict(model.method),
-                "count": args.count,
-                "seed": args.seed,
-                "figures": scores,
-            }
-        )
-        return
-    say(f"{header.model} {header.pretrained}, {model.method}\n")
-    say(report(scores))
+        about = {
+            "model": header.model,
+            "pretrained": header.pretrained,
+            "gem": asdict(model.method),
+            "count": args.count,
+            "seed": args.seed if args.method else args.seed[0],
+        }
+        say_json({**about, "methods": as_json(rows)} if rows else {**about, "figures": columns})
+    elif rows:
+        say(f"{header.model} {header.pretrained}, {args.count * len(args.seed)} collages\n")
+        say(as_markdown(rows))
+        say(f"\nIn brackets: 95 % intervals over pictures. Controls:\n{explained()}")
+    else:
+        say(f"{header.model} {header.pretrained}, {model.method}\n")
+        say(report(columns))
+
+
+def chosen_methods(model: GEMPredictor, texts: Sequence[str]) -> dict[str, GEMPredictor]:
+    """The model under each of the methods, by their names and settings as written.
+
+    "gem" without settings is the model's own method where that is GEM. Raises ValueError.
+    """
+    from ...method.methods import methods
+
+    if "all" in texts:
+        texts = [*(text for text in texts if text != "all"), *(each.name for each in methods())]
+    chosen = {}
+    for text in dict.fromkeys(texts):
+        name, settings = parsed_method(text)
+        own = name == model.method.name
+        chosen[text] = model.with_method(model.method if own else name, **settings)
+    return chosen

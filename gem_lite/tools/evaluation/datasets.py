@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .confusion import IGNORED
-from .layouts import LAYOUTS, UNKNOWN, Item, Table, counted
+from .layouts import IGNORED, LAYOUTS, UNKNOWN, Item, Table, counted
 from .names import read_names, shipped
 
 
@@ -45,14 +44,7 @@ class SegmentationSet:
 
     def truth(self, item: Item) -> NDArray[np.int16]:
         """Labels [h, w] at the picture's own size. Raises ValueError for values out of range."""
-        with Image.open(item.labels) as stored:
-            if stored.mode not in ("P", "L", "1", "I;16", "I"):
-                raise ValueError(
-                    f"{item.labels} has mode {stored.mode}; expected class numbers (P or L)"
-                )
-            values = np.asarray(stored)
-        if values.max(initial=0) > 255 or values.min(initial=0) < 0:
-            raise ValueError(f"{item.labels} holds values outside 0..255; expected class numbers")
+        values = _picture_values(item.labels) if item.read is None else item.read()
         labels = self.table[values.astype(np.uint8)]
         if (labels == UNKNOWN).any():
             wrong = int(values[labels == UNKNOWN].max())
@@ -61,6 +53,19 @@ class SegmentationSet:
                 f" {len(self.classes)} classes does not have"
             )
         return labels
+
+
+def _picture_values(path: Path) -> NDArray[np.generic]:
+    try:
+        with Image.open(path) as stored:
+            mode, values = stored.mode, np.asarray(stored)
+    except Exception as error:  # a damaged file breaks its decoder in every way there is
+        raise ValueError(f"{path} cannot be read as a picture ({error})") from error
+    if mode not in ("P", "L", "1", "I;16", "I"):
+        raise ValueError(f"{path} has mode {mode}; expected class numbers (P or L)")
+    if values.max(initial=0) > 255 or values.min(initial=0) < 0:
+        raise ValueError(f"{path} holds values outside 0..255; expected class numbers")
+    return values
 
 
 def open_set(

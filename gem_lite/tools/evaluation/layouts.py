@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .confusion import IGNORED
+from .context import json_labels, mat_labels
 
 Table = NDArray[np.int16]  # [256]: label for each value of a stored picture
+IGNORED = -1  # of a pixel that is not counted
 UNKNOWN = -2  # of a value that must not occur
 
 
@@ -19,7 +21,8 @@ class Item:
 
     name: str  # unique in the data set; predictions are saved under it
     image: Path
-    labels: Path
+    labels: Path  # a picture, or what `read` takes the values from
+    read: Callable[[], NDArray[np.uint8]] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,54 @@ def _voc(zero: str) -> Callable[[Path, str], tuple[list[Item], Table]]:
 
 def _context(zero: str) -> Callable[[Path, str], tuple[list[Item], Table]]:
     def find(root: Path, split: str) -> tuple[list[Item], Table]:
-        base = _base(root, "SegmentationClassContext", "VOC2010", "VOCdevkit/VOC2010")
-        listing = f"ImageSets/SegmentationContext/{split}.txt"
-        return _listed(base, listing, "SegmentationClassContext"), _with_void(59, zero)
+        base = _base(root, "JPEGImages", "VOC2010", "VOCdevkit/VOC2010")
+        if (base / "SegmentationClassContext").is_dir():
+            listing = f"ImageSets/SegmentationContext/{split}.txt"
+            items = _listed(base, listing, "SegmentationClassContext")
+        else:
+            items = _context_as_published(root, base, split)
+        return items, _with_void(59, zero)
 
     return find
+
+
+def _context_as_published(root: Path, base: Path, split: str) -> list[Item]:
+    for folder in (base, root):
+        merged, mats = folder / "trainval_merged.json", folder / "trainval"
+        if merged.is_file():
+            labels = json_labels(merged, split)
+            items = [
+                Item(Path(name).stem, base / "JPEGImages" / name, merged, read)
+                for name, read in sorted(labels.items())
+            ]
+            break
+        if any(mats.glob("*.mat")):
+            listed = (base / "ImageSets" / part / f"{split}.txt" for part in _CONTEXT_LISTS)
+            listing = next((path for path in listed if path.is_file()), None)
+            if listing is None:
+                raise FileNotFoundError(f"there is no ImageSets/Main/{split}.txt")
+            items = []
+            for stem in listing.read_text(encoding="utf-8").split():
+                path = mats / f"{stem}.mat"
+                if path.is_file():  # some pictures of VOC have no labels of Context
+                    image = base / "JPEGImages" / f"{stem}.jpg"
+                    items.append(Item(stem, image, path, partial(mat_labels, path)))
+            break
+    else:
+        raise FileNotFoundError(
+            "there is no SegmentationClassContext, trainval_merged.json or trainval/*.mat"
+        )
+    if not items:
+        raise FileNotFoundError(f"there are no labels of the split {split}")
+    for item in items:
+        if not item.image.is_file():
+            raise FileNotFoundError(
+                f"{item.labels.name} has {item.name}, but there is no {item.image}"
+            )
+    return items
+
+
+_CONTEXT_LISTS = ("SegmentationContext", "Main")
 
 
 def _ade(root: Path, split: str) -> tuple[list[Item], Table]:
@@ -130,10 +176,9 @@ def _object(root: Path, split: str) -> tuple[list[Item], Table]:
 
 def _coco(root: Path, split: str, endings: Sequence[str]) -> tuple[list[Item], str]:
     images = _inside(root, f"images/{split}", split)
-    labels = _inside(
-        root, *(f"{top}/{split}" for top in ("annotations", "stuffthingmaps")),
-        f"stuffthingmaps_trainval2017/{split}",
-    )  # fmt: skip
+    tops = ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017")
+    # Unpacked in one place, the archives of pictures and of labels share a folder.
+    labels = _inside(root, *(f"{top}/{split}" for top in tops), split)
     return _paired(images, labels, ".jpg", endings)
 
 
@@ -192,16 +237,20 @@ _VOC_TREE = """\
   ROOT/VOC2012/SegmentationClass/2007_000033.png
   ROOT/VOC2012/ImageSets/Segmentation/val.txt"""
 _CONTEXT_TREE = """\
-  ROOT/VOC2010/JPEGImages/2008_000002.jpg
-  ROOT/VOC2010/SegmentationClassContext/2008_000002.png   (0 = background, 1 to 59; mmsegmentation's
-                                                           pascal_context converter writes them)
-  ROOT/VOC2010/ImageSets/SegmentationContext/val.txt"""
+  ROOT/VOC2010/JPEGImages/2008_000002.jpg (from VOCtrainval_03-May-2010.tar)
+and one of
+  ROOT/VOC2010/trainval_merged.json
+  ROOT/VOC2010/trainval/2008_000002.mat   (and ROOT/VOC2010/ImageSets/Main/val.txt; needs scipy)
+  ROOT/VOC2010/SegmentationClassContext/2008_000002.png
+    (0 = background, 1 to 59, as mmsegmentation writes them, and
+    ROOT/VOC2010/ImageSets/SegmentationContext/val.txt)"""
 _ADE_TREE = """\
   ROOT/ADEChallengeData2016/images/validation/ADE_val_00000001.jpg
   ROOT/ADEChallengeData2016/annotations/validation/ADE_val_00000001.png"""
 _COCO_TREE = """\
-  ROOT/images/val2017/000000000139.jpg
-  ROOT/annotations/val2017/000000000139.png   (stuffthingmaps, or converted: *{ending})"""
+  ROOT/images/val2017/000000000139.jpg         (or ROOT/val2017, from val2017.zip)
+  ROOT/annotations/val2017/000000000139.png    (or ROOT/stuffthingmaps/val2017, or
+                  ROOT/val2017, from stuffthingmaps_trainval2017.zip; or converted, *{ending})"""
 _CITYSCAPES_TREE = """\
   ROOT/leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png
   ROOT/gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelTrainIds.png   (or _labelIds.png)"""

@@ -20,12 +20,12 @@ def read_lines(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error})") from error
+        raise ValueError(f"{path} is not text in UTF-8 ({error})") from error
     lines = [line.strip() for line in text.splitlines()]
-    found = tuple(line for line in lines if line and not line.startswith("#"))
-    if not found:
+    entries = tuple(line for line in lines if line and not line.startswith("#"))
+    if not entries:
         raise ValueError(f"{path} is empty; expected one entry a line")
-    return found
+    return entries
 
 
 def read_names(path: Path) -> tuple[tuple[str, ...], ...]:

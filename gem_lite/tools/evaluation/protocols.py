@@ -1,17 +1,19 @@
 """The settings of published evaluations: sizes, windows, templates, scale, threshold, words.
 
-Sources: GEM, arXiv 2312.00878; SCLIP, arXiv 2312.01597, whose settings NACLIP shares; ClearCLIP,
-arXiv 2407.12442. Where a paper leaves a setting open, its comment says what was taken.
+Sources: GEM, arXiv 2312.00878; SCLIP, arXiv 2312.01597; ClearCLIP, arXiv 2407.12442; NACLIP,
+arXiv 2404.08181; where a paper and its authors' code differ, the code, which gave the numbers.
+`ours` is nobody's: ClearCLIP's sizes, with the filter that CLIP was trained with.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from .names import read_lines, shipped
 
 ONE_TEMPLATE = ("a photo of a {}.",)
-LONG_SIDE = 2048  # of SCLIP's and ClearCLIP's resizing
+LONG_SIDE = 2048  # of a picture whose short side is given
+Filter = Literal["opencv", "bicubic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +22,19 @@ class Settings:
 
     short_side: int | None  # None: squash to `square`
     square: int  # side of the square that a picture is squashed to
+    resize: Filter  # "opencv": bilinear on 8 bits; "bicubic": Pillow's, with antialiasing
     window: int | None  # side in pixels; None: the whole picture at once
     stride: int | None
+    pad: bool = False  # fill windows up to whole patches with zeros, instead of cutting them
+    straight: bool = False  # one window's maps go to the picture's own size in one step
     flip: bool = False
-    refine: int = 0  # steps of edge refinement
+    refine: int = 0  # steps of this package's edge refinement, at the input's size
+    pamr: int = 0  # steps of PAMR as NACLIP runs it, at the picture's own size
     templates: tuple[str, ...]
     scale: float
     threshold: float | None  # where background is a class
     background: tuple[str, ...]  # words for it, where it is a class
-    names: str  # wording of the class names: "" = the data set's own, or "-sclip"
+    names: str  # wording of the class names: "" = the data set's own, "-sclip", "-clearclip"
     rival_names: bool  # every name enters the softmax, not each class's best
     min_area: float = 0.0
 
@@ -57,11 +63,12 @@ class Settings:
 
 
 def _gem(dataset: str) -> Settings:
-    # The paper gives no temperature and no threshold; these are the network's own scale, 100, and
-    # the threshold of the published code's README.
+    # GEM published no code that evaluates. Its paper gives neither scale nor threshold: 100, the
+    # network's own scale, and 0.85, which the README of the published code uses, are guesses.
     return Settings(
         short_side=None,
         square=448,
+        resize="bicubic",
         window=None,
         stride=None,
         templates=ONE_TEMPLATE,
@@ -85,8 +92,10 @@ def _sclip(dataset: str) -> Settings:
     return Settings(
         short_side=336,
         square=336,
+        resize="opencv",
         window=224,
         stride=112,
+        straight=True,
         templates=_eighty(),
         scale=40.0,
         threshold=None,
@@ -96,6 +105,15 @@ def _sclip(dataset: str) -> Settings:
     ).changed(special.get(dataset, {}))
 
 
+def _naclip(dataset: str) -> Settings:
+    changes: dict[str, Any] = {"scale": 40.0, "min_area": 0.0, "pamr": 10, "straight": False}
+    if dataset in ("voc20", "voc21"):
+        changes |= {"window": None, "stride": None}
+    if dataset == "stuff171":
+        changes["short_side"] = 336
+    return _sclip(dataset).changed(changes)
+
+
 def _clearclip(dataset: str) -> Settings:
     special: dict[str, dict[str, Any]] = {
         "voc21": {"threshold": 0.5},
@@ -103,26 +121,41 @@ def _clearclip(dataset: str) -> Settings:
         "coco_object": {"threshold": 0.4},
         "cityscapes": {"window": 224, "stride": 224},
     }
+    own = dataset in ("voc20", "voc21", "coco_object")  # has names of its own for these
     return Settings(
         short_side=448,
         square=448,
+        resize="opencv",
         window=448,
         stride=224,
+        pad=True,
+        straight=True,
         templates=_eighty(),
         scale=50.0,
         threshold=None,
-        # Its file for VOC begins with this word; that for COCO-Object is taken to do so too.
         background=("background",) if dataset in ("voc21", "context60", "coco_object") else (),
-        names="-sclip",
+        names="-clearclip" if own else "-sclip",
         rival_names=True,
     ).changed(special.get(dataset, {}))
+
+
+def _ours(dataset: str) -> Settings:
+    return _clearclip(dataset).changed(
+        {"resize": "bicubic", "pad": False, "straight": False, "names": "", "rival_names": False}
+    )
 
 
 def _eighty() -> tuple[str, ...]:
     return read_lines(shipped("templates-imagenet"))
 
 
-PROTOCOLS = {"gem": _gem, "sclip": _sclip, "clearclip": _clearclip}
+PROTOCOLS = {
+    "sclip": _sclip,
+    "clearclip": _clearclip,
+    "naclip": _naclip,
+    "gem": _gem,
+    "ours": _ours,
+}
 
 
 def settings_for(protocol: str, dataset: str) -> Settings:

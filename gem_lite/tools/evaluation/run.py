@@ -1,6 +1,8 @@
 """The loop of an evaluation: load ahead, score one picture at a time, keep what is done, add up."""
 
+import io
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -8,13 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...checkpoints.ours import atomic_file
+from ...checkpoints.files import atomic_file
 from ..ranks import Rank, share, total, wait_for_all
 
 AHEAD = 4  # pictures that are loaded before they are needed
@@ -40,10 +41,11 @@ class Partial:
 
     def save(self, path: Path, key: str) -> None:
         """Write it, complete or not at all."""
-        with atomic_file(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(
-                file, counts=self.counts.numpy(), done=np.array(sorted(self.done)), key=key
-            )
+        content = io.BytesIO()
+        np.savez_compressed(
+            content, counts=self.counts.numpy(), done=np.array(sorted(self.done)), key=key
+        )
+        _replace(path, content.getvalue())
 
 
 def run(
@@ -58,14 +60,16 @@ def run(
 ) -> Tensor:
     """The counts over all pictures, the same in every process.
 
-    folder: where the partial files are; an earlier run's of the same `key` (a JSON object of
-    everything that the counts depend on) are gone on from, whatever number of processes it had.
+    folder: where the partial files are. The run continues those that an earlier one of the same
+    `key` (a JSON object of all that the counts depend on) left, by any number of processes.
     save_every: seconds between two savings; what was done after the last one is done again.
     advance: called with the numbers of pictures done and left in all, as far as known here.
     Raises ValueError when the folder holds partial files of another key, ConnectionError when
     another process ended early.
     """
-    partials = {number: read_partial(path, key) for number, path in _files(folder).items()}
+    partials = {
+        number: read_partial(path, key, task.shape) for number, path in _files(folder).items()
+    }
     done = set().union(*(partial.done for partial in partials.values()))
     left = [index for index, name in enumerate(task.names) if name not in done]
     wait_for_all(rank, device)  # nobody writes before everybody has read
@@ -104,27 +108,62 @@ def run(
 
 
 def clear(folder: Path) -> None:
-    """Remove the partial files."""
-    for path in _files(folder).values():
+    """Remove the partial files, and what a kill left of one that was being written."""
+    for path in [*_files(folder).values(), *folder.glob("partial-*.new")]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob(".partial-*.tmp"):
         path.unlink(missing_ok=True)
 
 
-def read_partial(path: Path, key: str) -> Partial:
-    """A partial file of this key. Raises ValueError for another one, or a file that is none."""
+def read_partial(path: Path, key: str, shape: tuple[int, ...]) -> Partial:
+    """A partial file of this key. Raises ValueError for another run's, or a damaged file."""
+    advice = "delete it, or use --restart"
     try:
         with np.load(path, allow_pickle=False) as stored:
             theirs = str(stored["key"])
             counts, done = torch.from_numpy(stored["counts"]), set(stored["done"].tolist())
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete it, or use --restart") from error
+    except Exception as error:  # a damaged zip file makes numpy raise of every kind
+        raise ValueError(f"{path} cannot be read ({error}); {advice}") from error
     if theirs != key:
-        old, new = json.loads(theirs), json.loads(key)
+        try:
+            old, new = dict(json.loads(theirs)), json.loads(key)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} has a key that is not a JSON object; {advice}") from error
         names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
         raise ValueError(
             f"{path} is of a run with another {', '.join(names)}; give another --output, or"
             " --restart to begin anew"
         )
+    if counts.dtype != torch.int64 or tuple(counts.shape) != shape:
+        raise ValueError(
+            f"{path} has counts {counts.dtype} {list(counts.shape)}; expected torch.int64"
+            f" {list(shape)}; {advice}"
+        )
     return Partial(counts, done)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file, complete or not at all.
+
+    On Linux the new file has no name before it is complete, so that not even a kill leaves a piece.
+    """
+    spare = path.with_suffix(".new")
+    try:
+        handle = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except (AttributeError, OSError):  # another system, or a file system that has no such files
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
+        return
+    with open(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        spare.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:  # with a folder given, Python makes the link to the file, not to /proc's own link
+            os.link(f"/proc/self/fd/{handle}", spare.name, dst_dir_fd=folder, follow_symlinks=True)
+        finally:
+            os.close(folder)
+    os.replace(spare, path)
 
 
 def _files(folder: Path) -> dict[int, Path]:

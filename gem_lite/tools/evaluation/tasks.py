@@ -9,18 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ...pictures.labels import save_labels
-from ...pictures.transform import ImageTransform, to_rgb
+from ...pictures.transform import ImageTransform
 from ...predictor import GEMPredictor
+from ..quality.controls import SUBJECT, brightness, centre, other_class
 from .confusion import confusion
 from .datasets import SegmentationSet
 from .openimages import PointSet, point_counts
 from .protocols import Settings
 from .run import Task
+from .stages import label, resized
 
 Loaded = tuple[Image.Image, tuple[int, int]]  # a picture for the model, and its own size (h, w)
 
@@ -32,15 +35,22 @@ def pixel_task(
     *,
     chosen: Sequence[int],
     plain: bool = False,
+    control: str | None = None,
     predictions: Path | None = None,
 ) -> Task:
     """Confusion matrices [classes + 1, classes + 1] of the chosen pictures, at their own size.
 
-    plain: plain CLIP's maps. predictions: folder for the label maps, as palette PNGs.
+    plain: plain CLIP's maps. control: what takes the place of each class's map, one of CONTROLS.
+    predictions: folder for the label maps, as palette PNGs.
     """
-    classes = len(data.classes) + 1
+    classes = len(data.classes)
     items = [data.items[index] for index in chosen]
     as_tensor = _as_tensor(model)
+    every = [*data.classes, *((word,) for word in settings.background)]
+    groups = [group for group, names in enumerate(every) for _ in names]
+    with torch.no_grad():
+        names = [name for names in every for name in names]
+        text = model.encode_text(names, templates=settings.templates)[0]  # [p, e]
 
     def load(index: int) -> tuple[Loaded, NDArray[np.int16]]:
         return load_picture(items[index].image, settings), data.truth(items[index])
@@ -52,29 +62,23 @@ def pixel_task(
                 f"{items[index].labels} has {truth.shape[0]} x {truth.shape[1]} pixels (h x w), its"
                 f" picture {size[0]} x {size[1]}"
             )
-        found = model.segment(
-            as_tensor(picture),
-            data.classes,
-            background=settings.background,
-            threshold=settings.threshold,
-            scale=settings.scale,
-            window=settings.window,
-            stride=settings.stride,
-            flip=settings.flip,
-            refine_steps=settings.refine,
-            size=size,
-            templates=settings.templates,
-            return_ori=plain,
-            rival_names=settings.rival_names,
-            min_area=settings.min_area,
-            batch=1,
-        )
-        labels = found.labels[0].cpu()
+        image = as_tensor(picture)
+        if control in (None, "word"):
+            asked = groups
+            if control:  # each class's names count for another
+                asked = [k if k >= classes else other_class(k, classes, index) for k in groups]
+            result = label(model, image, text, asked, classes, settings, size, plain=plain)
+            labels = result.labels[0].cpu()
+        else:
+            region = control_map(model, picture, image, str(control), settings, plain=plain)
+            labels = region_labels(model, image, region, text, groups, classes, size)
+            if not data.background:
+                labels = labels.amax().expand(size)
         if predictions is not None:
             save_labels(labels, predictions / f"{items[index].name}.png")
-        return confusion(truth, labels, classes)
+        return confusion(truth, labels, classes + 1)
 
-    return Task(tuple(item.name for item in items), (classes, classes), load, score)
+    return Task(tuple(item.name for item in items), (classes + 1, classes + 1), load, score)
 
 
 def point_task(
@@ -84,9 +88,11 @@ def point_task(
     *,
     chosen: Sequence[int],
     plain: bool = False,
+    control: str | None = None,
 ) -> Task:
-    """Counts of points [classes, 4] of the chosen pictures; each is asked for its own classes."""
+    """Counts of points [classes asked for in each picture, 4], one picture after another."""
     items = [data.items[index] for index in chosen]
+    starts = np.cumsum([0, *(len(item.classes) for item in items)]).tolist()
     as_tensor = _as_tensor(model)
 
     def load(index: int) -> Loaded:
@@ -95,25 +101,67 @@ def point_task(
     def score(index: int, loaded: Loaded) -> Tensor:
         image, item = as_tensor(loaded[0]), items[index]
         with torch.no_grad():
-            words = [data.classes[each] for each in item.classes]
-            maps = model(image, words, return_ori=plain, templates=settings.templates)
-        return point_counts(maps[0].cpu(), item, len(data.classes))
+            asked = item.classes
+            if control == "word":
+                asked = tuple(other_class(each, len(data.classes), index) for each in asked)
+            if control in (None, "word"):
+                words = [data.classes[each] for each in asked]
+                maps = model(image, words, return_ori=plain, templates=settings.templates)
+            else:
+                region = control_map(model, loaded[0], image, str(control), settings, plain=plain)
+                maps = region.expand(1, len(asked), -1, -1)
+        counts = torch.zeros(starts[-1], 4, dtype=torch.int64)
+        counts[starts[index] : starts[index + 1]] = point_counts(maps[0].cpu(), item)
+        return counts
 
-    return Task(tuple(item.name for item in items), (len(data.classes), 4), load, score)
+    return Task(tuple(item.name for item in items), (starts[-1], 4), load, score)
+
+
+@torch.no_grad()
+def control_map(
+    model: GEMPredictor,
+    picture: Image.Image,
+    image: Tensor,
+    control: str,
+    settings: Settings,
+    *,
+    plain: bool = False,
+) -> Tensor:
+    """The map [h, w] in [0, 1] that a control puts in the place of every class's."""
+    if control == "brightness":
+        return brightness(np.asarray(picture))
+    if control == "centre":
+        return centre(image.shape[-2], image.shape[-1])
+    return model(image, [SUBJECT], return_ori=plain, templates=settings.templates)[0, 0].cpu()
+
+
+@torch.no_grad()
+def region_labels(
+    model: GEMPredictor,
+    image: Tensor,
+    region: Tensor,
+    text: Tensor,
+    groups: Sequence[int],
+    classes: int,
+    size: tuple[int, int],
+) -> Tensor:
+    """Labels [h, w] of a control: the class that CLIP gives the picture, where the map is high."""
+    probs = model.classify(image, text)[0].cpu()
+    names = [name for name, group in enumerate(groups) if group < classes]
+    best = groups[names[int(probs[names].argmax())]]
+    whole = F.interpolate(region[None, None], size=size, mode="bilinear", align_corners=False)
+    return torch.where(whole[0, 0] >= 0.5, best + 1, 0)
 
 
 def load_picture(path: Path, settings: Settings) -> Loaded:
     """The picture in RGB at the size that the settings want, and its own size (h, w).
 
-    Raises ValueError for a file that is no picture.
+    Raises ValueError for a file that Pillow cannot read.
     """
     try:
         with Image.open(path) as picture:
-            size = (picture.height, picture.width)
-            height, width = settings.input_size(*size)
-            # The transform's own first steps, which it then finds done.
-            return to_rgb(picture).resize((width, height), Image.Resampling.BICUBIC), size
-    except (OSError, SyntaxError) as error:
+            return resized(picture, settings), (picture.height, picture.width)
+    except Exception as error:  # a damaged file breaks its decoder in every way there is
         raise ValueError(f"{path} cannot be read as a picture ({error})") from error
 
 

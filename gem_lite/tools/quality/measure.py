@@ -14,7 +14,8 @@ from torch import Tensor
 from ...method.base import Method
 from ...method.heatmap import min_max
 from ...predictor import GEMPredictor
-from .scenes import Scene, Sprites, scenes
+from .scenes import Scene, scenes
+from .sprites import Sprites
 
 BATCH = 32  # collages in one forward pass
 BACKGROUND = "background"  # what the small model was taught to call a picture of no thing
@@ -52,48 +53,77 @@ def measure(
     advance: called with the number of collages of each batch that is done.
     Raises ValueError when there are no collages.
     """
-    points: list[bool] = []
-    owns: list[bool] = []
-    ious: list[float] = []
-    for batch, images in _batches(collages, transform):
+    scores: list[PictureScore] = []
+    for batch, images in batches(collages, transform):
         with torch.inference_mode():
             names = [[*scene.names, *([background] if background else [])] for scene in batch]
             maps = model.batched_forward(images, names, normalize=False, return_ori=plain)
-        for scene, scores in zip(batch, maps, strict=True):
-            mask = torch.from_numpy(scene.mask)
-            cosines = _resized(scores.cpu(), (mask.shape[0], mask.shape[1]))  # [p, h, w]
-            count = len(scene.names)
-            if background is None:
-                labels = _labels_below(cosines)
-            else:
-                labels = (cosines.argmax(dim=0) + 1) % (count + 1)  # the last one is background
-            cosines = cosines[:count]
-            for index in range(count):
-                thing = mask == index + 1
-                points.append(bool(thing.flatten()[cosines[index].argmax()]))
-                owns.append(int(cosines[:, thing].mean(dim=1).argmax()) == index)
-            ious.append(_mean_iou(labels, mask, count))
+        scores += [
+            score_picture(each.cpu(), scene) for scene, each in zip(batch, maps, strict=True)
+        ]
         advance(len(batch))
-    return Quality(float(np.mean(points)), float(np.mean(owns)), float(np.mean(ious)))
+    return mean_quality(scores)
+
+
+@dataclass(frozen=True)
+class PictureScore:
+    """One collage's figures in [0, 1]: the first two are means over its things."""
+
+    things: int
+    pointing: float
+    own_name: float
+    miou: float
+
+
+def score_picture(maps: Tensor, scene: Scene) -> PictureScore:
+    """Score the maps [p, h, w] of a collage's names, and of background behind them if there is one.
+
+    Without background's, pixels whose best stretched map lies below 0.5 are background.
+    """
+    mask = torch.from_numpy(scene.mask)
+    maps = _resized(maps, (mask.shape[0], mask.shape[1]))
+    count = len(scene.names)
+    # The last one of count + 1 is background.
+    over = len(maps) > count
+    labels = (maps.argmax(dim=0) + 1) % (count + 1) if over else _labels_below(maps)
+    points, owns = [], []
+    for index in range(count):
+        thing = mask == index + 1
+        points.append(bool(thing.flatten()[maps[index].argmax()]))
+        owns.append(int(maps[:count, thing].mean(dim=1).argmax()) == index)
+    miou = _mean_iou(labels, mask, count)
+    return PictureScore(count, float(np.mean(points)), float(np.mean(owns)), miou)
+
+
+def mean_quality(scores: Sequence[PictureScore]) -> Quality:
+    """Means over all things; the miou's over collages."""
+    things = [score.things for score in scores]
+    return Quality(
+        float(np.average([score.pointing for score in scores], weights=things)),
+        float(np.average([score.own_name for score in scores], weights=things)),
+        float(np.mean([score.miou for score in scores])),
+    )
 
 
 def chance(collages: Sequence[Scene]) -> Quality:
-    """What maps without any knowledge would score on these collages.
+    """What maps without any knowledge would score on these collages."""
+    return mean_quality(chance_scores(collages))
+
+
+def chance_scores(collages: Sequence[Scene]) -> tuple[PictureScore, ...]:
+    """`chance` of each collage.
 
     A random point, a random name of the picture, a random label (background included) per pixel.
     """
-    points: list[float] = []
-    owns: list[float] = []
-    ious: list[float] = []
+    scores = []
     for scene in collages:
         count = len(scene.names)
         areas = np.bincount(scene.mask.ravel(), minlength=count + 1) / scene.mask.size
-        points += areas[1:].tolist()
-        owns += [1 / count] * count
         guess = 1 / (count + 1)
         hit = guess * areas
-        ious.append(float(np.mean(hit / (guess + areas - hit))))
-    return Quality(float(np.mean(points)), float(np.mean(owns)), float(np.mean(ious)))
+        miou = float(np.mean(hit / (guess + areas - hit)))
+        scores.append(PictureScore(count, float(areas[1:].mean()), 1 / count, miou))
+    return tuple(scores)
 
 
 def top_1(
@@ -106,7 +136,7 @@ def top_1(
 ) -> float:
     """Part of one-thing collages that plain CLIP gives the right one of `names`; chance 1/names."""
     hits: list[bool] = []
-    for batch, images in _batches(singles, transform):
+    for batch, images in batches(singles, transform):
         with torch.inference_mode():
             best = model.classify(images, list(names)).argmax(dim=1).tolist()
         hits += [names[i] == scene.names[0] for i, scene in zip(best, batch, strict=True)]
@@ -208,9 +238,10 @@ def _column(first: float, quality: Quality, above: float) -> dict[str, float]:
     return {"top_1": first, "pointing_above_plain": above, **asdict(quality)}
 
 
-def _batches(
+def batches(
     collages: Sequence[Scene], transform: Callable[[Image.Image], Tensor]
 ) -> Iterator[tuple[Sequence[Scene], Tensor]]:
+    """Collages and their tensors, some at a time. Raises ValueError when there are none."""
     if not collages:
         raise ValueError("there are no collages to score on; expected at least one")
     for start in range(0, len(collages), BATCH):
