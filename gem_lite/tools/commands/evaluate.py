@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation import report
     from ..evaluation.datasets import LayoutError, SegmentationSet
     from ..evaluation.evaluate import evaluate
-    from ..evaluation.progress import Progress
+    from ..progress import Progress
     from ..ranks import rank_device, this_rank
 
     rank = this_rank()
@@ -114,7 +114,14 @@ def run(args: argparse.Namespace) -> int:
             )
     predictions = _folders(args, data)
     model = load_model(args, device)
-    progress = Progress() if rank.rank == 0 else None
+    progress: Progress | None = None
+
+    def advance(done: int, left: int) -> None:
+        nonlocal progress
+        if rank.rank == 0:
+            progress = progress or Progress(done + left, "pictures")
+            progress.show(done)
+
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
         evaluation = evaluate(
@@ -139,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
             predictions=predictions,
             restart=args.restart,
             save_every=args.save_every,
-            advance=progress or (lambda done, left: None),
+            advance=advance,
         )
     except _Stopped:
         tell(f"stopped; start the same command again, and it continues from {args.output}")
@@ -150,9 +157,8 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     finally:
         signal.signal(signal.SIGTERM, previous)
-    if progress is None:
+    if rank.rank > 0:
         return 0
-    progress.close()
     if args.json:
         say_json(report.json_value({**evaluation.result, "speed": evaluation.speed}))
         return 0

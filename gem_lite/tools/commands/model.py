@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...method.config import nearest
+from ..settings import parsed_method
 from .console import tell
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ def add_device_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--model`, `--pretrained`, `--device`, and GEM's settings in a group of their own."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, method: bool = True) -> None:
+    """`--model`, `--pretrained`, `--device`, `--method` unless the command has one of its own, and
+    GEM's settings in a group of their own."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -41,21 +42,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--pretrained", help="tag or weight file; default: the model's first tag")
     add_device_argument(group)
     group.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    if method:
+        group.add_argument(
+            "--method",
+            metavar="NAME[:SETTING=VALUE,...]",
+            help="how maps are made: gem, clearclip, naclip:std=3 ... (default: the weight file's)",
+        )
     add_gem_arguments(parser)
 
 
 def add_gem_arguments(parser: argparse.ArgumentParser) -> None:
-    """The method, its settings, and the five of GEM that have options of their own."""
-    group = parser.add_argument_group("method, by default the weight file's, with its settings")
-    group.add_argument("--method", help="such as gem, clearclip or naclip (gem_lite.methods())")
-    group.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        type=_setting,
-        metavar="NAME=VALUE",
-        help="settings of the method, such as std=3 for naclip",
-    )
+    """GEM's five settings."""
+    group = parser.add_argument_group("settings of GEM, by default the weight file's own")
     group.add_argument("--gem-depth", type=int, metavar="N", help="dual blocks + 1; 1 = plain CLIP")
     group.add_argument("--ss-attn-iter", type=int, metavar="N", help="refinements, 0 or more")
     group.add_argument(
@@ -96,7 +94,8 @@ def chosen_model(args: argparse.Namespace, *, fetch: bool = False) -> tuple[str,
 
 def drawings_only() -> tuple[str, ...]:
     """What to say where the model in the box stands in for one that knows photographs."""
-    from ...checkpoints.known import cache_folder, known_row, published_file_name
+    from ...checkpoints.files import cache_folder
+    from ...checkpoints.known import known_row, published_file_name
 
     row = known_row(*BEST)
     return (
@@ -129,6 +128,9 @@ def load_model(args: argparse.Namespace) -> tuple[GEMPredictor, ImageTransform]:
     from ...pictures.transform import ImageTransform
 
     name, tag = chosen_model(args)
+    # bench-quality compares several, which are not the model's.
+    one = isinstance(args.method, str)
+    method, settings = parsed_method(args.method) if one else (None, {})
     model, transform = create_model_and_transforms(
         name,
         tag,
@@ -139,8 +141,8 @@ def load_model(args: argparse.Namespace) -> tuple[GEMPredictor, ImageTransform]:
         device=chosen_device(args.device),
         gem_streams=args.gem_streams,
         gem_residual=False if args.no_gem_residual else None,
-        method=args.method,
-        settings=dict(args.set) or None,
+        method=method,
+        settings=settings,
     )
     size = getattr(args, "size", None)
     if size is not None:
@@ -213,13 +215,3 @@ def first_tag(model: str) -> str:
 
 def _inverse_temperature(text: str) -> float | Literal["adaptive"]:
     return "adaptive" if text == "adaptive" else float(text)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as std=3")
-    try:
-        return name, json.loads(value)  # a number, true, false
-    except ValueError:
-        return name, value

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sprites", type=Path, help="drawings; default: the few that ship")
     parser.add_argument("--json", action="store_true", help="print a JSON object, figures 0 to 1")
-    add_model_arguments(parser)
+    add_model_arguments(parser, method=False)
 
 
 def run(args: argparse.Namespace) -> None:
