@@ -6,7 +6,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.known import cache_folder, find_file
+from ...checkpoints.files import cache_folder
+from ...checkpoints.known import find_file
 from ...checkpoints.table import PRETRAINED, Pretrained
 from ...method.config import ModelConfig, architecture
 from .console import say, say_json
