@@ -75,7 +75,7 @@ ORDER: dict[str, list[str]] = {
         *("quality.sprites", "quality.scenes", "quality.measure"),
         *("quality.controls", "quality.compare"),
         *("evaluation.confusion", "evaluation.names", "evaluation.context", "evaluation.layouts"),
-        *("evaluation.datasets", "evaluation.openimages", "evaluation.progress"),
+        *("evaluation.datasets", "evaluation.openimages"),
         *("evaluation.protocols", "evaluation.report", "evaluation.run", "evaluation.resize"),
         *("evaluation.stages", "evaluation.tasks", "evaluation.evaluate"),
         *("app.limits", "app.question", "app.decoding", "app.engine"),

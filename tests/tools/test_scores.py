@@ -17,7 +17,6 @@ from gem_lite.tools.evaluation.datasets import LayoutError
 from gem_lite.tools.evaluation.layouts import IGNORED
 from gem_lite.tools.evaluation.names import DATA, read_names, shipped
 from gem_lite.tools.evaluation.openimages import open_points, point_counts, point_scores
-from gem_lite.tools.evaluation.progress import duration
 from gem_lite.tools.evaluation.protocols import ONE_TEMPLATE, PROTOCOLS, settings_for
 
 
@@ -277,7 +276,3 @@ def test_templates_and_names_files(tmp_path: Path) -> None:
     Image.new("L", (9, 9)).save(tmp_path / "names.png")
     with pytest.raises(ValueError, match="not text in UTF-8"):
         read_names(tmp_path / "names.png")
-
-
-def test_durations() -> None:
-    assert [duration(seconds) for seconds in (3.4, 125, 3723)] == ["0:03", "2:05", "1:02:03"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...method.config import nearest
+from ..settings import parsed_method, parsed_setting
 from .console import tell
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def add_device_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--model`, `--pretrained`, `--device`, and GEM's settings in a group of their own."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """`--model`, `--pretrained`, `--device`, and the method's; `several`: of methods."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -41,13 +41,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--pretrained", help="tag or weight file; default: the model's first tag")
     add_device_argument(group)
     group.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    add_gem_arguments(parser)
+    add_gem_arguments(parser, several=several)
 
 
-def add_gem_arguments(parser: argparse.ArgumentParser) -> None:
+def add_gem_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """The method, its settings, and the five of GEM that have options of their own."""
     group = parser.add_argument_group("method, by default the weight file's, with its settings")
-    group.add_argument("--method", help="such as gem, clearclip or naclip (gem_lite.methods())")
+    group.add_argument(
+        "--method",
+        nargs="+" if several else None,
+        help="such as gem, clearclip, naclip or naclip:std=3 (gem_lite.methods())"
+        + ("; 'all' = every one" if several else ""),
+    )
     group.add_argument(
         "--set",
         nargs="+",
@@ -129,6 +134,7 @@ def load_model(args: argparse.Namespace) -> tuple[GEMPredictor, ImageTransform]:
     from ...pictures.transform import ImageTransform
 
     name, tag = chosen_model(args)
+    method, settings = chosen_method(args)
     model, transform = create_model_and_transforms(
         name,
         tag,
@@ -139,8 +145,8 @@ def load_model(args: argparse.Namespace) -> tuple[GEMPredictor, ImageTransform]:
         device=chosen_device(args.device),
         gem_streams=args.gem_streams,
         gem_residual=False if args.no_gem_residual else None,
-        method=args.method,
-        settings=dict(args.set) or None,
+        method=method,
+        settings=settings,
     )
     size = getattr(args, "size", None)
     if size is not None:
@@ -187,6 +193,12 @@ def count_windows(sides: tuple[int, int], window: int, stride: int | None) -> in
     return rows * columns
 
 
+def chosen_method(args: argparse.Namespace) -> tuple[str | None, dict[str, Any] | None]:
+    """The method that the options ask for, and its settings; None = the weight file's."""
+    name, settings = parsed_method(args.method) if args.method else (None, {})
+    return name, {**settings, **dict(args.set)} or None
+
+
 def _name_in(path: Path) -> str | None:
     """The model's name in a weight file of ours; None for anything else."""
     from ...checkpoints.ours import read_header
@@ -216,10 +228,7 @@ def _inverse_temperature(text: str) -> float | Literal["adaptive"]:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as std=3")
     try:
-        return name, json.loads(value)  # a number, true, false
-    except ValueError:
-        return name, value
+        return parsed_setting(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
