@@ -171,5 +171,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert main([*base, *wrong]) == 2
         assert message in capsys.readouterr().err
+    assert main([*base, "naclip", "--set", "std=3"]) == 2
+    assert "--set goes with one method" in capsys.readouterr().err
     assert main(["bench-quality", "--count", "2", "--seed", "3", "4"]) == 2
     assert "go with --method" in capsys.readouterr().err

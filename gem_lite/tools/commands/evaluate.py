@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from ..evaluation.layouts import LAYOUTS
 from ..evaluation.names import read_names
-from ..settings import parsed_method
 from .console import say, say_json, tell
-from .model import BEST, add_gem_arguments, chosen_model
+from .model import BEST, add_gem_arguments, chosen_method, chosen_model
 from .protocol import add_protocol_arguments, chosen_settings
 
 if TYPE_CHECKING:
     from ...predictor import GEMPredictor
     from ..evaluation.datasets import SegmentationSet
+    from ..evaluation.evaluate import Evaluation
     from ..evaluation.openimages import PointSet
     from ..evaluation.protocols import Settings
 
@@ -72,11 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-every", type=float, default=10.0, metavar="SECONDS", help=argparse.SUPPRESS
     )
     parser.add_argument(
-        "--method",
-        metavar="NAME[:SETTING=VALUE,...]",
-        help="how maps are made: gem, clip_surgery, naclip:std=3, ... (default: the weight file's)",
-    )
-    parser.add_argument(
         "--control",
         choices=("word", "subject", "brightness", "centre"),
         help="score a map that knows nothing of the word instead: another class's word, 'the main"
@@ -89,7 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table (or JSON), write the files."""
-    from ..evaluation import report
     from ..evaluation.datasets import LayoutError, SegmentationSet
     from ..evaluation.evaluate import evaluate
     from ..progress import Progress
@@ -118,8 +112,11 @@ def run(args: argparse.Namespace) -> int:
 
     def advance(done: int, left: int) -> None:
         nonlocal progress
+        if progress is None:
+            progress = Progress(done + left, "pictures")
+            if done and rank.rank == 0:
+                tell(f"continues: {done} of {done + left} pictures are done")
         if rank.rank == 0:
-            progress = progress or Progress(done + left, "pictures")
             progress.show(done)
 
     previous = signal.signal(signal.SIGTERM, _stop)
@@ -157,16 +154,24 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     finally:
         signal.signal(signal.SIGTERM, previous)
+        if progress is not None:
+            progress.clear()
     if rank.rank > 0:
         return 0
+    _print(args, evaluation)
+    return 0
+
+
+def _print(args: argparse.Namespace, evaluation: Evaluation) -> None:
+    from ..evaluation import report
+
     if args.json:
         say_json(report.json_value({**evaluation.result, "speed": evaluation.speed}))
-        return 0
+        return
     say(report.table(evaluation.rows, evaluation.columns))
     say(", ".join(f"{name} {100 * value:.2f}" for name, value in evaluation.summary.items()))
     rate = evaluation.speed["pictures_per_second"]
     say(f"{rate:.2f} pictures a second; {args.output / 'result.json'}")
-    return 0
 
 
 class _Stopped(BaseException):
@@ -183,7 +188,7 @@ def load_model(args: argparse.Namespace, device: str) -> GEMPredictor:
     from ...factory import create_model_and_transforms
 
     name, tag = chosen_model(args, fetch=True)
-    method, settings = parsed_method(args.method) if args.method else (None, {})
+    method, settings = chosen_method(args)
     model, _ = create_model_and_transforms(
         name,
         tag,

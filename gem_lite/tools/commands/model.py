@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...method.config import nearest
-from ..settings import parsed_method
+from ..settings import parsed_method, parsed_setting
 from .console import tell
 
 if TYPE_CHECKING:
@@ -31,9 +31,8 @@ def add_device_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, method: bool = True) -> None:
-    """`--model`, `--pretrained`, `--device`, `--method` unless the command has one of its own, and
-    GEM's settings in a group of their own."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """`--model`, `--pretrained`, `--device`, and the method's; `several`: of methods."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -42,18 +41,26 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, method: bool = True)
     group.add_argument("--pretrained", help="tag or weight file; default: the model's first tag")
     add_device_argument(group)
     group.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    if method:
-        group.add_argument(
-            "--method",
-            metavar="NAME[:SETTING=VALUE,...]",
-            help="how maps are made: gem, clearclip, naclip:std=3 ... (default: the weight file's)",
-        )
-    add_gem_arguments(parser)
+    add_gem_arguments(parser, several=several)
 
 
-def add_gem_arguments(parser: argparse.ArgumentParser) -> None:
-    """GEM's five settings."""
-    group = parser.add_argument_group("settings of GEM, by default the weight file's own")
+def add_gem_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """The method, its settings, and the five of GEM that have options of their own."""
+    group = parser.add_argument_group("method, by default the weight file's, with its settings")
+    group.add_argument(
+        "--method",
+        nargs="+" if several else None,
+        help="such as gem, clearclip, naclip or naclip:std=3 (gem_lite.methods())"
+        + ("; 'all' = every one" if several else ""),
+    )
+    group.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        type=_setting,
+        metavar="NAME=VALUE",
+        help="settings of the method, such as std=3 for naclip",
+    )
     group.add_argument("--gem-depth", type=int, metavar="N", help="dual blocks + 1; 1 = plain CLIP")
     group.add_argument("--ss-attn-iter", type=int, metavar="N", help="refinements, 0 or more")
     group.add_argument(
@@ -128,9 +135,7 @@ def load_model(args: argparse.Namespace) -> tuple[GEMPredictor, ImageTransform]:
     from ...pictures.transform import ImageTransform
 
     name, tag = chosen_model(args)
-    # bench-quality compares several, which are not the model's.
-    one = isinstance(args.method, str)
-    method, settings = parsed_method(args.method) if one else (None, {})
+    method, settings = chosen_method(args)
     model, transform = create_model_and_transforms(
         name,
         tag,
@@ -189,6 +194,12 @@ def count_windows(sides: tuple[int, int], window: int, stride: int | None) -> in
     return rows * columns
 
 
+def chosen_method(args: argparse.Namespace) -> tuple[str | None, dict[str, Any] | None]:
+    """The method that the options ask for, and its settings; None = the weight file's."""
+    name, settings = parsed_method(args.method) if args.method else (None, {})
+    return name, {**settings, **dict(args.set)} or None
+
+
 def _name_in(path: Path) -> str | None:
     """The model's name in a weight file of ours; None for anything else."""
     from ...checkpoints.ours import read_header
@@ -215,3 +226,10 @@ def first_tag(model: str) -> str:
 
 def _inverse_temperature(text: str) -> float | Literal["adaptive"]:
     return "adaptive" if text == "adaptive" else float(text)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    try:
+        return parsed_setting(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

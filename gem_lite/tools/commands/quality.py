@@ -38,15 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, nargs="+", default=[0], help="one or several: as many collages of each"
     )
-    parser.add_argument(
-        "--method",
-        nargs="+",
-        metavar="NAME[:SETTING=VALUE,...]",
-        help="compare methods on the same collages, with intervals and controls; 'all' = every one",
-    )
     parser.add_argument("--sprites", type=Path, help="drawings; default: the few that ship")
     parser.add_argument("--json", action="store_true", help="print a JSON object, figures 0 to 1")
-    add_model_arguments(parser, method=False)
+    add_model_arguments(parser, several=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -69,6 +63,9 @@ def run(args: argparse.Namespace) -> None:
         args.model, args.pretrained = SHIPPED  # the collages are of what it knows
     if len(args.seed) > 1 and not args.method:
         raise ValueError("several --seed go with --method; give one, or say which methods")
+    asked, args.method = args.method, None
+    if asked and args.set:
+        raise ValueError("--set goes with one method; write settings as --method naclip:std=3")
     model, transform = load_model(args)
     progress: Progress | None = None
 
@@ -80,8 +77,8 @@ def run(args: argparse.Namespace) -> None:
     sprites = Sprites.load(path)
     rows, columns = [], {}
     try:
-        if args.method:
-            models = chosen_methods(model, args.method)
+        if asked:
+            models = chosen_methods(model, asked)
             collages = [
                 scene
                 for seed in args.seed
@@ -102,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
             "pretrained": header.pretrained,
             "gem": asdict(model.method),
             "count": args.count,
-            "seed": args.seed if args.method else args.seed[0],
+            "seed": args.seed if asked else args.seed[0],
         }
         say_json({**about, "methods": as_json(rows)} if rows else {**about, "figures": columns})
     elif rows:
