@@ -105,6 +105,22 @@ def _laion_hub(
     )
 
 
+def _tiny(tag: str) -> Pretrained:
+    """A small model that ships with the package."""
+    return Pretrained(
+        name="tiny-emoji",
+        tag=tag,
+        activation="quick_gelu",
+        url=None,
+        sha256=None,
+        licence="see weights/README.md",
+        source="gem_lite",
+        mean=None,
+        std=None,
+        size=None,
+    )
+
+
 _FULLCC = ("metaclip_2_5b", "metaclip_2pt5b")
 
 # fmt: off
@@ -158,10 +174,8 @@ PRETRAINED: tuple[Pretrained, ...] = (
     _metaclip("ViT-bigG/14-quickgelu", "metaclip_fullcc", "G14_fullcc2.5b.pt",
               "5fe2b83c7439e0caa2c855dec9a2eaa54f17f3ced288218564b640ca7953447f", _FULLCC),
 
-    Pretrained(
-        name="tiny-emoji", tag="v1", activation="quick_gelu", url=None, sha256=None,
-        licence="see weights/README.md", source="gem_lite", mean=None, std=None, size=None,
-    ),
+    _tiny("v1"),
+    _tiny("v2"),
 )
 # fmt: on
 

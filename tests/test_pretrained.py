@@ -123,7 +123,8 @@ def test_table_against_the_facts(
 
 
 def test_table_is_complete() -> None:
-    expected = [(model, tag) for model, tag, *_ in ROWS] + [("tiny-emoji", "v1")]
+    expected = [(model, tag) for model, tag, *_ in ROWS]
+    expected += [("tiny-emoji", "v1"), ("tiny-emoji", "v2")]
     assert len(ROWS) == 25
     assert sorted((each.model, each.tag) for each in PRETRAINED) == sorted(expected)
 
@@ -140,6 +141,7 @@ def test_available_models() -> None:
         ("ViT-H/14", "metaclip_altogether"),
         ("ViT-bigG/14-quickgelu", "metaclip_fullcc"),
         ("tiny-emoji", "v1"),
+        ("tiny-emoji", "v2"),
     ]
     assert sorted(pairs) == sorted(upstream + ours)
     for name, tag in pairs:
@@ -162,7 +164,7 @@ def test_shapes_of_the_columns() -> None:
 def test_file_names_are_unique() -> None:
     names = [default_file_name(each) for each in PRETRAINED]
     names += [name for each in PRETRAINED if (name := published_file_name(each))]
-    assert len(set(map(str.lower, names))) == 2 * 25 + 1
+    assert len(set(map(str.lower, names))) == 2 * 25 + 2
     assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
 
 
