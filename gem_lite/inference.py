@@ -8,7 +8,7 @@ from .method.image import ImageFeatures
 from .method.model import GEMNetwork
 
 
-def call_kernels(model: nn.Module, device: torch.device, chosen: str) -> str:
+def call_kernels(model: nn.Module, device: torch.device) -> str:
     """The kernels of a call: PyTorch's own in training and where something is recorded."""
     recorded = (
         model.training
@@ -17,7 +17,7 @@ def call_kernels(model: nn.Module, device: torch.device, chosen: str) -> str:
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
     )
-    return "torch" if recorded else chosen
+    return "torch" if recorded else str(model.kernels)
 
 
 def encode_images(network: GEMNetwork, images: Tensor, kernels: str) -> ImageFeatures:

@@ -288,7 +288,7 @@ class GEMPredictor(nn.Module):
         return images.to(device=self.network.device, dtype=self.network.dtype)
 
     def _call_kernels(self) -> str:
-        return call_kernels(self, self.network.device, self.kernels)
+        return call_kernels(self, self.network.device)
 
     def _features(self, images: Tensor) -> ImageFeatures:
         return encode_images(self.network, images, self._call_kernels())

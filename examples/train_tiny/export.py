@@ -1,6 +1,6 @@
 """Turn a training checkpoint into the shipped file, and measure it on held-out collages.
 
-    python export.py --cache CACHE --run RUN --output tiny-emoji-v1.safetensors --tables tables.md
+    python export.py --cache CACHE --run RUN --output tiny-emoji-v2.safetensors --tables tables.md
 
 GEM's settings and the default size are chosen on validation collages of the trained styles; the
 figures come from other collages, of the trained styles and of the one never trained on.
@@ -44,7 +44,7 @@ from gem_lite.tools.quality.scenes import Scene, Sprites, scenes
 
 VALIDATION_SEED, TEST_SEED = 910, 920  # training draws from its own seed, 0
 SIZES = (128, 160, 192, 224)
-BLOCKS = (2, 4, 6, 8)
+BLOCKS = (2, 4, 5, 6, 8)
 INV_TEMPS = (None, 8.0, 16.0, 32.0)
 ITERS = (0, 1, 2)
 SOURCE = "trained by gem_lite's examples/train_tiny on emoji collages"
@@ -56,7 +56,7 @@ def score(quality: Quality) -> float:
     return quality.pointing + quality.own_name + quality.miou
 
 
-def write_weights(run: Path, output: Path, gem: GEMConfig, size: int) -> None:
+def write_weights(run: Path, output: Path, gem: GEMConfig, size: int, tag: str) -> None:
     """The checkpoint's network in float16, with everything the loader needs in the header."""
     checkpoint = run / "checkpoint.pt"
     with torch.device("meta"):
@@ -67,7 +67,7 @@ def write_weights(run: Path, output: Path, gem: GEMConfig, size: int) -> None:
     fold_centre(network, name_tokens(tokenizer, list(pictures.concepts())))
     header = Header(
         model="tiny-emoji",
-        pretrained="v1",
+        pretrained=tag,
         config=CONFIG,
         gem=gem,
         size=size,
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--tables", type=Path, required=True)
+    parser.add_argument("--tag", default="v2", help="what create_gem_model calls it")
     parser.add_argument("--validation", type=int, default=100, help="collages to choose on")
     parser.add_argument("--test", type=int, default=500, help="collages to measure on")
     parser.add_argument(
@@ -143,25 +144,27 @@ def main() -> None:
         nargs=3,
         type=float,
         metavar=("BLOCKS", "INV_TEMP", "SIZE"),
-        help="take these instead of the best on validation collages",
+        help="take these, chosen before, without a look at others",
     )
     args = parser.parse_args()
 
     drawings: Sprites = pictures.sprites(args.cache)
     trained = drawings.select(styles=list(pictures.TRAINED_STYLES))
     held_out = scenes(trained, seed=VALIDATION_SEED, count=args.validation, jitter=0.0)
-    write_weights(args.run, args.output, GEMConfig(blocks=8, inv_temp=16.0), CONFIG.image.size)
-    network, header = load(args.output)
     tokenizer = Tokenizer(vocab_size=CONFIG.text.vocab)
-    model = GEMPredictor(network, header, tokenizer).eval()
-    singles = scenes(
-        trained, seed=VALIDATION_SEED + 1, count=2 * args.validation, things=(1, 1), jitter=0.0
-    )
-    gem, size, table = choose(model, list(held_out), list(singles), trained.concepts)
     if args.settings is not None:
         gem = GEMConfig(blocks=int(args.settings[0]), inv_temp=args.settings[1])
-        size = int(args.settings[2])
-    write_weights(args.run, args.output, gem, size)
+        size, table = int(args.settings[2]), "none tried\n"
+    else:
+        first = GEMConfig(blocks=8, inv_temp=16.0)
+        write_weights(args.run, args.output, first, CONFIG.image.size, args.tag)
+        network, header = load(args.output)
+        model = GEMPredictor(network, header, tokenizer).eval()
+        singles = scenes(
+            trained, seed=VALIDATION_SEED + 1, count=2 * args.validation, things=(1, 1), jitter=0.0
+        )
+        gem, size, table = choose(model, list(held_out), list(singles), trained.concepts)
+    write_weights(args.run, args.output, gem, size, args.tag)
     network, header = load(args.output)
     model = GEMPredictor(network, header, tokenizer).eval()
     scored = figures(model, transform(size), drawings, seed=TEST_SEED, count=args.test)

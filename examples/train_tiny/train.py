@@ -1,7 +1,8 @@
-"""Train the small CLIP on emoji collages with CLIP's contrastive loss: no boxes, no masks.
+"""Train the small CLIP on emoji collages with contrastive losses: no boxes, no masks.
 
-    python train.py --cache CACHE --out RUN --minutes 95
-    python train.py --cache CACHE --out RUN --collages 700000 --device cuda --compile
+    python train.py --cache CACHE --out RUN --weights ../../weights/tiny-emoji-v1.safetensors \\
+        --collages 300000
+    python train.py --cache CACHE --out RUN --collages 520000 --patch-loss 0    # from nothing
 
 Resumes from RUN/checkpoint.pt when that exists. README.md beside this file has the recipe and the
 figures it gave.
@@ -16,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +26,14 @@ import torch
 import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 import pictures
 
+from gem_lite.checkpoints.ours import load
 from gem_lite.method.config import OPENAI_MEAN, OPENAI_STD, ImageConfig, ModelConfig, TextConfig
 from gem_lite.method.image import resample_positions
 from gem_lite.method.methods.gem import GEMConfig
@@ -64,6 +67,18 @@ STAGES = (
     Stage(0.80, 128, (1, 4), 0.5),
     Stage(1.00, 128, (1, 4), 1.0),
 )
+# Going on from a trained file: half of the patches for most of the time, then all of them, on
+# pictures that grow, since things are found where patches are small beside them.
+LATER_STAGES = (
+    Stage(0.40, 128, (1, 4), 0.5),
+    Stage(0.65, 160, (1, 4), 0.5),
+    Stage(0.85, 160, (1, 4), 1.0),
+    Stage(1.00, 192, (1, 4), 1.0),
+)
+# GEM's maps take part in the second loss under these settings; the file's own are chosen later.
+GEM = GEMConfig(blocks=5, inv_temp=16.0)
+# Inverse temperature of the smooth maximum over the patches. The larger, the fewer patches count.
+SHARPNESS = 20.0
 # Pictures of nothing, called so: without them no loss tells the network what an empty patch is, and
 # it looks like any thing. They also give the word to ask for what is no thing.
 EMPTY = 0.06
@@ -76,6 +91,8 @@ class Batch(NamedTuple):
     images: np.ndarray  # uint8 [b, size, size, 3]
     captions: list[str]  # different ones
     true: np.ndarray  # bool [b, captions]
+    alone: list[int]  # for each name that some caption says alone, one such caption
+    ground: int | None  # which of these says "background"
 
 
 _sprites: Sprites
@@ -112,7 +129,10 @@ def make_batch(seeds: tuple[int, ...], size: int, things: tuple[int, int], count
     for index, names in enumerate(said.values()):
         named[index, [concepts[name] for name in names]] = 1
     true = shown @ named.T == named.sum(axis=1)
-    return Batch(images, list(said), true)
+    # The last caption of a single name stands for all that say the same in other words.
+    alone = {names[0]: index for index, names in enumerate(said.values()) if len(names) == 1}
+    ground = list(alone).index(EMPTY_WORD) if EMPTY_WORD in alone else None
+    return Batch(images, list(said), true, list(alone.values()), ground)
 
 
 def contrastive_loss(logits: Tensor, true: Tensor) -> Tensor:
@@ -130,23 +150,64 @@ def contrastive_loss(logits: Tensor, true: Tensor) -> Tensor:
     return (one_way(logits, true) + one_way(logits.T, true.T)) / 2
 
 
-def embed(network: GEMNetwork, images: Tensor, kept: float) -> Tensor:
-    """CLIP's image embedding [b, e] from a random part of the patches, another for each image."""
-    if kept == 1:
-        return network.encode_image(images).clip[:, 0]
+def patch_loss(patches: Tensor, text: Tensor, true: Tensor) -> Tensor:
+    """The same loss between captions and the patch that fits each best: no one says where it is.
+
+    A picture's score for a caption is the smooth maximum of its patches' cosines (multiple instance
+    learning): logsumexp over patches of SHARPNESS x cosine.
+    patches: [b, n, e], any norm; text: [p, e], unit norm; true: bool [b, p].
+    """
+    cosines = F.normalize(patches.float(), dim=-1) @ text.T  # [b, n, p]
+    return contrastive_loss((SHARPNESS * cosines).logsumexp(dim=1), true)
+
+
+def embed(network: GEMNetwork, images: Tensor, kept: float) -> tuple[Tensor, Tensor]:
+    """CLIP's image embedding [b, e], and GEM's of the patches [b, n, e].
+
+    kept: a random part of the patches that is seen at all, another for each image.
+    """
     visual = network.visual
     x = visual.conv1(images)
     grid = (x.shape[-2], x.shape[-1])
     positions = resample_positions(visual.positional_embedding, visual.native_grid, grid)
     x = x.flatten(2).transpose(1, 2) + positions[1:]  # [b, n, d]
-    chosen = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)
-    chosen = chosen[:, : round(kept * x.shape[1]), None]
-    x = x.gather(1, chosen.expand(-1, -1, x.shape[2]))
+    if kept < 1:
+        chosen = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)
+        chosen = chosen[:, : round(kept * x.shape[1]), None]
+        x = x.gather(1, chosen.expand(-1, -1, x.shape[2]))
     token = (visual.class_embedding + positions[0]).expand(len(x), 1, -1)
-    x = visual.ln_pre(torch.cat([token, x], dim=1))
-    for block in visual.transformer.resblocks:
-        x = block(x)
-    return visual.ln_post(x[:, 0]) @ visual.proj
+    clip = visual.ln_pre(torch.cat([token, x], dim=1))
+    for block in visual.transformer.resblocks[: visual.plain_blocks]:
+        clip = block(clip)
+    gem = clip
+    for block in visual.transformer.resblocks[visual.plain_blocks :]:
+        clip, gem = block(clip, gem)
+    return visual.ln_post(clip[:, 0]) @ visual.proj, visual.ln_post(gem[:, 1:]) @ visual.proj
+
+
+class PlainAttention(TorchFunctionMode):
+    """While on, attention is two products and a softmax.
+
+    On a CPU the backward pass of PyTorch's fused attention takes half of a step's time.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is F.scaled_dot_product_attention:
+            return plain_attention(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False, scale: float | None = None
+) -> Tensor:
+    """softmax(scale q k^T) v; q, k, v: [b, h, n, c] -> the same. scale: None = 1/sqrt(c)."""
+    scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.mT  # [b, h, n, n]
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 def name_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> Tensor:
@@ -160,7 +221,8 @@ def text_embeddings(network: GEMNetwork, tokens: Tensor, prompts: Tensor) -> Ten
     Without this all texts come to share a direction, which the loss hardly minds, but every map
     then shows that direction before its own word. `export.py` moves the mean into a bias.
     """
-    centre = network.encode_text(prompts).float().mean(dim=0)
+    with torch.no_grad():
+        centre = network.encode_text(prompts).float().mean(dim=0)
     return F.normalize(network.encode_text(tokens).float() - centre, dim=-1)
 
 
@@ -297,6 +359,8 @@ def arguments() -> argparse.Namespace:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="train for this long")
     budget.add_argument("--collages", type=int, help="train on the worth of so many collages")
+    parser.add_argument("--weights", type=Path, help="a weight file to go on from")
+    parser.add_argument("--patch-loss", type=float, default=1.0, help="weight of that loss")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -337,8 +401,14 @@ def main() -> None:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)
-    network = GEMNetwork(CONFIG, GEMConfig(blocks=0))
+    network = GEMNetwork(CONFIG, GEM if args.patch_loss else GEMConfig(blocks=0))
     initialize(network)
+    if args.weights:
+        started, header = load(args.weights)
+        if header.config != CONFIG:
+            raise ValueError(f"{args.weights} holds {header.config}; expected {CONFIG}")
+        network.load_state_dict(started.state_dict())  # float16 there, float32 here
+    stages = LATER_STAGES if args.weights else STAGES
     network.to(device)
     tokenizer = Tokenizer(vocab_size=CONFIG.text.vocab)
     validation = Validation(drawings, tokenizer, device)
@@ -384,13 +454,14 @@ def main() -> None:
         _start_worker(args.cache)
     ahead: deque[tuple[Stage, Future[Batch]]] = deque()
     asked = step
-    losses: list[float] = []
+    losses: list[Tensor] = []
+    patch_losses: list[Tensor] = []
     last_log = last_save = last_validation = elapsed
     logged_samples = samples
     clock = time.monotonic()
     while progress() < 1:
         while len(ahead) < (args.workers + 2 if args.workers else 1):
-            stage = next(each for each in STAGES if progress() < each.until)
+            stage = next(each for each in stages if progress() < each.until)
             seeds = (args.seed, asked, rank)
             job = pool.submit(make_batch, seeds, stage.size, stage.things, args.batch // ranks)
             ahead.append((stage, job))
@@ -401,11 +472,21 @@ def main() -> None:
         tokens = tokens[:, : int((tokens > 0).sum(dim=1).max())].to(device)
         pixels = normalised(batch.images, device)
         torch.manual_seed(hash((args.seed, step, rank)))
-        with torch.autocast(device.type, torch.bfloat16):
-            image = F.normalize(embedding(network, pixels, stage.kept).float(), dim=-1)
+        attention = PlainAttention() if device.type == "cpu" else nullcontext()
+        with torch.autocast(device.type, torch.bfloat16), attention:
+            image, patches = embedding(network, pixels, stage.kept)
             text = text_embeddings(network, tokens, validation.prompts)
-        logits = network.logit_scale.exp() * image @ text.T
-        loss = contrastive_loss(logits, torch.from_numpy(batch.true).to(device))
+        true = torch.from_numpy(batch.true).to(device)
+        logits = network.logit_scale.exp() * F.normalize(image.float(), dim=-1) @ text.T
+        loss = contrastive_loss(logits, true)
+        losses.append(loss.detach())
+        if args.patch_loss:
+            shown = true[:, batch.alone]  # [b, names]
+            if batch.ground is not None:
+                shown[:, batch.ground] = True  # some ground is seen in every picture
+            second = patch_loss(patches, text[batch.alone], shown)
+            patch_losses.append(second.detach())
+            loss = loss + args.patch_loss * second
         loss.backward()
         # The clocks of the processes differ: the first one's time decides where they all are.
         now = time.monotonic()
@@ -423,7 +504,6 @@ def main() -> None:
             stepper.zero_grad()
         with torch.no_grad():
             network.logit_scale.clamp_(max=math.log(100))
-        losses.append(loss.detach())
 
         step += 1
         samples += args.batch
@@ -438,9 +518,10 @@ def main() -> None:
                 samples=samples,
                 per_s=round((samples - logged_samples) / (elapsed - last_log)),
                 loss=round(float(torch.stack(losses).mean()), 3),
+                patch_loss=round(float(torch.stack(patch_losses or losses).mean()), 3),
                 scale=round(float(network.logit_scale.detach().exp()), 1),
             )
-            losses, last_log, logged_samples = [], elapsed, samples
+            losses, patch_losses, last_log, logged_samples = [], [], elapsed, samples
         if elapsed - last_save > 180:
             save()
             last_save = elapsed

@@ -127,7 +127,7 @@ def test_facts_are_all_there() -> None:
     """The other rows are compared with open_clip's own table, in test_open_clip.py."""
     pairs = {(each.model, each.tag) for each in PRETRAINED}
     assert len(ROWS) == 25 and {(model, tag) for model, tag, *_ in ROWS} <= pairs
-    assert len(pairs) == len(PRETRAINED) == 25 + 37 + 1
+    assert len(pairs) == len(PRETRAINED) == 25 + 37 + 2
 
 
 def test_available_models() -> None:
@@ -159,7 +159,7 @@ def test_shapes_of_the_columns() -> None:
 def test_file_names_are_unique() -> None:
     names = [default_file_name(each) for each in PRETRAINED]
     names += [name for each in PRETRAINED if (name := published_file_name(each))]
-    assert len(set(map(str.lower, names))) == 2 * 62 + 1
+    assert len(set(map(str.lower, names))) == 2 * 62 + 2
     assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
 
 

@@ -114,7 +114,7 @@ def test_a_changed_header_is_a_header_or_a_value_error(data: st.DataObject) -> N
     place: Any = content
     while True:
         key = data.draw(st.sampled_from(sorted(place)))
-        if not isinstance(place[key], dict) or data.draw(st.booleans()):
+        if not isinstance(place[key], dict) or not place[key] or data.draw(st.booleans()):
             break
         place = place[key]
     place[key] = data.draw(JSON)

@@ -117,7 +117,8 @@ def use(folder: Path, name: str) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert list(empty.iterdir()) == []
+    # Only what a weight file's digest was, for the next load.
+    assert {path.name for path in empty.iterdir()} <= {".cache"}
     assert "gem-lite: no pictures in the folder" in done.stderr
     return done.stdout
 
