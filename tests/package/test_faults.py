@@ -56,7 +56,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize("command", ["heatmap", "segment", "convert", "demo"])
 def test_full_disk(folder: Path, weights: Path, command: str) -> None:
     (folder / "out").mkdir()
-    output = {"heatmap": "out/a.png", "segment": "out/a-overlay.png"}.get(command, "out/file.png")
+    output = {"heatmap": "out/a.png", "segment": "out/overlay/a.png"}.get(command, "out/file.png")
     options = {
         "convert": ["--model", "small", "--pretrained", "x", "--source", str(weights)],
         "demo": [],
