@@ -1,6 +1,9 @@
 """The table and the architectures against open_clip's own, field by field."""
 
+import importlib
 import json
+import sys
+import types
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,25 @@ from gem_lite.checkpoints.open_clip import read_open_clip_config
 from gem_lite.checkpoints.table import PRETRAINED
 from gem_lite.method.config import ARCHITECTURES
 
-try:
-    from open_clip import pretrained as open_clip_table
-except ImportError:
+SPEC = find_spec("open_clip")
+if SPEC is None or not SPEC.submodule_search_locations:
     pytest.skip(
         "open_clip is not installed: pip install --no-deps open_clip_torch", allow_module_level=True
     )
+FOLDER = Path(SPEC.submodule_search_locations[0])
+MODEL_CONFIGS = FOLDER / "model_configs"
 
-MODEL_CONFIGS = Path(find_spec("open_clip").origin).parent / "model_configs"  # type: ignore
+
+def _table() -> dict[str, dict[str, dict[str, Any]]]:
+    """Their table alone: the package's own __init__ would need torchvision and more."""
+    package = types.ModuleType("open_clip")
+    package.__path__ = [str(FOLDER)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "open_clip", package)
+        return importlib.import_module("open_clip.pretrained")._PRETRAINED
+
+
+TABLE = _table()
 ROWS = [row for row in PRETRAINED if row.url is not None]
 
 
@@ -28,7 +42,7 @@ def theirs(name: str) -> str:
 
 
 def entry(name: str, tag: str) -> dict[str, Any]:
-    return open_clip_table._PRETRAINED[theirs(name)][tag]
+    return TABLE[theirs(name)][tag]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name} {row.tag}")
@@ -52,12 +66,7 @@ def test_each_field_of_a_row(row: Any) -> None:
 def test_every_plain_clip_of_theirs_is_in_the_table() -> None:
     """Every transformer with CLIP's tokenizer, its positions, its class token and its pooling."""
     plain = {theirs(name) for name in ARCHITECTURES}
-    expected = {
-        (name, tag)
-        for name, tags in open_clip_table._PRETRAINED.items()
-        if name in plain
-        for tag in tags
-    }
+    expected = {(name, tag) for name, tags in TABLE.items() if name in plain for tag in tags}
     assert {(theirs(row.model), row.tag) for row in ROWS} == expected
 
 
