@@ -19,7 +19,7 @@ from .assemble import assemble, check_finite, check_shapes
 from .files import atomic_file
 from .header import Header
 from .others import Source
-from .ours import load, write
+from .ours import open_file, write
 
 
 def decide_activation(claims: Mapping[str, Activation], *, where: str) -> Activation:
@@ -129,18 +129,16 @@ def _features_error(
     method = GEMConfig(blocks=min(6, config.image.layers))
     features = []
     # One network at a time, so that the largest models fit.
-    for make in (
-        lambda: assemble(
-            source.tensors,
+    for path, tensors in ((source.path, source.tensors), (written, open_file(written)[0])):
+        network = assemble(
+            tensors,
             config,
             method,
             dtype=torch.float32,
             device=device,
-            where=str(source.path),
-        ),
-        lambda: load(written, method=method, device=device)[0],
-    ):
-        network = make()
+            share=path == written,
+            where=str(path),
+        )
         with torch.no_grad():
             image, text = network(images, tokens.to(device))
         features.append((image.clip, image.gem, text))

@@ -8,10 +8,9 @@ from pathlib import Path
 from ..method.config import OPENAI_MEAN, OPENAI_STD, Activation
 from ..method.methods.gem import GEMConfig
 from .convert import convert, resolve_config
-from .files import exclusive
+from .files import cache_folder, exclusive, expanded
 from .header import Header
 from .known import (
-    cache_folder,
     default_file_name,
     fetch_source,
     find_file,
@@ -21,6 +20,7 @@ from .known import (
 )
 from .others import Source, read_source
 from .table import Pretrained
+from .verify import check_once
 
 DEFAULT_SIZE = 448  # GEM's input side for CLIPs trained at 224 to 336
 CHECKPOINT_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -39,7 +39,7 @@ def locate(
     """
     row = find_row(model_name, pretrained) if isinstance(pretrained, str) else None
     if row is None:
-        path = Path(pretrained).expanduser()
+        path = expanded(pretrained)
         if path.exists():
             return path, None
         text = os.fspath(pretrained)
@@ -91,6 +91,7 @@ def header_for(
     if (own := source.header) is not None:
         source = replace(source, claims=claims)
         config = resolve_config(source, model_name, activation=activation)
+        check_once(source, row)
         return replace(own, config=config)
     sha256 = source.sha256()
     by_hash = row_by_hash(sha256)

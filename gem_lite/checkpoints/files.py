@@ -85,3 +85,21 @@ def shown(content: object) -> str:
     text = str(content) if isinstance(content, Exception) else repr(content)
     text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """`cache_dir`, else `gem_lite` in $XDG_CACHE_HOME, else in ~/.cache. Makes no folder."""
+    if cache_dir is not None:
+        return expanded(cache_dir)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # unset, empty, or relative, which the XDG rules say to ignore
+        base = os.path.expanduser("~/.cache")
+    return Path(base, "gem_lite")
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` and `~user` resolved; ValueError for a user who does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{os.fspath(path)!r}: {error}") from error

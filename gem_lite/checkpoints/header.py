@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 from ..method.base import Method
 from ..method.config import ImageConfig, ModelConfig, TextConfig
@@ -11,7 +11,10 @@ from .files import shown
 
 FORMAT_VERSION = 1
 METADATA_KEY = "gem_lite"
-LARGEST = 1e4  # above every mean and std of pixels, whatever their scale
+LARGEST = 1e4  # above every mean and std of pixels, whatever their scale, and every inv_temp
+LARGEST_SIZE = 1 << 14  # pixels
+MOST_ITERS = 1000
+LONGEST = 1 << 16  # characters of a header
 
 _T = TypeVar("_T")
 
@@ -47,6 +50,17 @@ class Header:
             return header
         return replace(header, method=method.name, settings=asdict(method))
 
+    def check_ranges(self) -> None:
+        """Raise ValueError for numbers that no model has, and that would take hours or give NaN."""
+        if not 1 <= self.size <= LARGEST_SIZE:
+            raise ValueError(f"size is {self.size}; expected 1 to {LARGEST_SIZE}")
+        if self.gem.iters > MOST_ITERS:
+            raise ValueError(f"iters is {self.gem.iters}; expected at most {MOST_ITERS}")
+        if self.gem.inv_temp is not None and not 1 / LARGEST <= self.gem.inv_temp <= LARGEST:
+            raise ValueError(f"inv_temp is {self.gem.inv_temp}; expected at most {LARGEST}")
+        if min(self.std) < 1 / LARGEST:
+            raise ValueError(f"std is {self.std}; expected numbers above {1 / LARGEST}")
+
     def to_json(self) -> str:
         """The header as the text stored in a file."""
         return json.dumps(asdict(self))
@@ -55,6 +69,8 @@ class Header:
     def from_json(cls, text: str) -> "Header":
         """The header from the text stored in a file. Raises ValueError when it is not one."""
         try:
+            if len(text) > LONGEST:
+                raise ValueError(f"{len(text)} characters; expected at most {LONGEST}")
             content = json.loads(text)
             version = content["format_version"]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -72,9 +88,12 @@ class Header:
             content["gem"] = _typed(GEMConfig, content["gem"])
             content["mean"] = three_numbers("mean", content["mean"])
             content["std"] = three_numbers("std", content["std"])
-            if not isinstance(content.get("settings", {}), dict):
-                raise TypeError(f"settings is {shown(content['settings'])}; expected an object")
-            return _typed(cls, content)
+            settings = content.get("settings", {})
+            if not isinstance(settings, dict) or (settings and content.get("method") == "gem"):
+                raise TypeError(f"settings is {shown(settings)}; expected those of another method")
+            header = _typed(cls, content)
+            header.check_ranges()
+            return header
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise _damaged(error) from error
 
@@ -93,6 +112,8 @@ def _typed(kind: type[_T], values: Any) -> _T:
         expected = kinds.get(name)
         if expected in (int, str, bool) and type(value) is not expected:
             raise TypeError(f"{name} is {shown(value)}; expected {expected.__name__}")
+        if (choices := get_args(expected)) and str in map(type, choices) and value not in choices:
+            raise TypeError(f"{name} is {shown(value)}; expected one of {list(choices)}")
     return kind(**values)
 
 

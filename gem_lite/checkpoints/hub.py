@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from .fetch import FetchError, download
-from .known import cache_folder
+from .files import cache_folder, expanded
+from .known import check_first_use
 from .transfer import HUB
 
 HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"  # as in open_clip
@@ -33,7 +34,7 @@ def named_folder(
     Raises ValueError for a name that makes no sense, FileNotFoundError, or FetchError.
     """
     if model_name.startswith(FOLDER_PREFIX):
-        folder = Path(model_name.removeprefix(FOLDER_PREFIX)).expanduser()
+        folder = expanded(model_name.removeprefix(FOLDER_PREFIX))
         if not folder.is_dir():
             raise FileNotFoundError(f"{model_name!r}: no folder {folder}")
         return folder
@@ -70,9 +71,12 @@ def _fetch_first(
     """The first of the files that the repository has, fetched; None if it has none of them."""
     for name in names:
         try:
-            download(f"{url}/{name}", folder / name, progress=progress)
-            return name
+            digest = download(f"{url}/{name}", folder / name, progress=progress)
         except FetchError as error:
             if error.code != 404:
                 raise
+        else:
+            if not name.endswith(".json"):
+                check_first_use(f"{url}/{name}", digest, folder / name)
+            return name
     return None

@@ -9,6 +9,8 @@ from typing import Any
 
 from ..method.config import QUICKGELU_SUFFIX, fold_name, nearest, split_name
 from .fetch import FetchError, download, hash_fits
+from .files import cache_folder, expanded
+from .records import first_digest, records_file
 from .table import HUB_FILES, PRETRAINED, Pretrained
 
 WEIGHTS_VARIABLE = "GEM_LITE_WEIGHTS"  # a folder to look in first
@@ -87,16 +89,6 @@ def published_file_name(row: Pretrained) -> str | None:
     return steps[-1]
 
 
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """`cache_dir`, else `gem_lite` in $XDG_CACHE_HOME, else in ~/.cache. Makes no folder."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # unset, empty, or relative, which the XDG rules say to ignore
-        base = os.path.expanduser("~/.cache")
-    return Path(base, "gem_lite")
-
-
 def search_folders(cache_dir: str | os.PathLike[str] | None = None) -> list[Path]:
     """Where weight files are looked for, first to last.
 
@@ -107,7 +99,7 @@ def search_folders(cache_dir: str | os.PathLike[str] | None = None) -> list[Path
     folders = []
     chosen = os.environ.get(WEIGHTS_VARIABLE)
     if chosen:
-        folder = Path(chosen).expanduser()
+        folder = expanded(chosen)
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"{WEIGHTS_VARIABLE} is set to {chosen!r}, which is not a folder; "
@@ -163,19 +155,31 @@ def fetch_source(
     options: dict[str, Any] = {"progress": progress, "allow_http": mirror is not None}
     try:
         try:
-            download(url, target, sha256=row.sha256, **options)
+            digest = download(url, target, sha256=row.sha256, **options)
         except FetchError as error:
             if error.code != 404 or not name.endswith(HUB_FILES[0]):
                 raise
             # Not every repository has safetensors.
             target = target.with_name(name.replace(*HUB_FILES))
-            download(url.replace(*HUB_FILES), target, sha256=row.sha256, **options)
+            digest = download(url.replace(*HUB_FILES), target, sha256=row.sha256, **options)
     except FetchError as error:
         raise FetchError(
             f"{error}. A folder named in {WEIGHTS_VARIABLE} is searched too, and "
             f"{MIRROR_VARIABLE} may name another server"
         ) from error
+    if row.sha256 is None or len(row.sha256) < 64:  # then the first file that came is the measure
+        check_first_use(f"{row.model} {row.tag} {target.name}", digest, target)
     return target
+
+
+def check_first_use(source: str, digest: str, path: Path) -> None:
+    """Raise FetchError, and remove the file, if the source gave another one on this machine."""
+    if (first := first_digest(source, digest)) != digest:
+        path.unlink(missing_ok=True)
+        raise FetchError(
+            f"{source} was fetched before, with SHA-256 {first}, and now has {digest}; the file was"
+            f" deleted. If its publisher changed it, remove the entry from {records_file()}"
+        )
 
 
 def _check_text(model_name: str, pretrained: str) -> None:

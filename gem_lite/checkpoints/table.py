@@ -20,7 +20,7 @@ class Pretrained:
     tag: str
     activation: Activation
     url: str | None  # of the published file; None: ships with the package
-    sha256: str | None  # of the published file: 64 digits, or the first ones; None: not published
+    sha256: str | None  # of the published file: 64 digits, or the first 8; None: not published
     licence: str  # of the weights
     source: str  # who publishes them
     hub: str | None = None  # repository on huggingface.co with the same weights for open_clip
@@ -230,7 +230,8 @@ PRETRAINED: tuple[Pretrained, ...] = (
     _hub("ViT-bigG/14", "laion2b_s39b_b160k", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"),
 
     Pretrained(
-        name="tiny-emoji", tag="v1", activation="quick_gelu", url=None, sha256=None,
+        name="tiny-emoji", tag="v1", activation="quick_gelu", url=None,
+        sha256="f1a8851cc618a2e5c942f50e24f241efc76aaf97288bc2a2946b671732e750d3",
         licence="see weights/README.md", source="gem_lite", mean=None, std=None, size=None,
     ),
 )

@@ -18,6 +18,8 @@ from .products import FAR_BELOW, exponential, pays, product, rows_at_once, usabl
 SYMMETRIC = 1500
 # Rows of such scores at once.
 ROWS = 400
+# Bytes between an MLP's two layers at once: malloc keeps blocks of up to 32 MiB for the next layer.
+BYTES_BETWEEN = 16 * 2**20
 
 
 def faster(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -67,21 +69,32 @@ def _names(code: CodeType) -> frozenset[str]:
 
 
 def mlp(module: Any, x: Tensor) -> Tensor:
-    """c_proj(act(c_fc(x))), the activation applied while its argument is in registers.
-
-    oneDNN has x sigmoid(x), so that QuickGELU, x sigmoid(a x), needs a factor before and after.
-    """
+    """c_proj(act(c_fc(x))), the activation applied while its argument is in registers."""
     fc, act, proj = module.c_fc, module.act, module.c_proj
     if not (type(fc) is type(proj) is nn.Linear and as_defined(fc, act, proj)):
         return NotImplemented
-    if fc.bias is None or proj.bias is None:
+    if fc.bias is None or proj.bias is None or x.ndim < 2:
         return NotImplemented
     if not usable(x, fc.weight, fc.bias, proj.weight, proj.bias):
         return NotImplemented
     if same(type(act).forward, forms.GELU.forward):
-        return product(product(x, fc.weight, fc.bias, "gelu", "none"), proj.weight, proj.bias)
-    if not same(type(act).forward, forms.QuickGELU.forward):
+        run = _gelu_mlp
+    elif same(type(act).forward, forms.QuickGELU.forward):
+        run = _quick_gelu_mlp
+    else:
         return NotImplemented
+    tokens = x.flatten(0, -2)  # [b n, d]
+    pieces = max(1, math.ceil(len(tokens) * fc.out_features * x.element_size() / BYTES_BETWEEN))
+    out = [run(fc, proj, some) for some in tokens.split(math.ceil(len(tokens) / pieces) or 1)]
+    return (torch.cat(out) if len(out) > 1 else out[0]).view(*x.shape[:-1], proj.out_features)
+
+
+def _gelu_mlp(fc: nn.Linear, proj: nn.Linear, x: Tensor) -> Tensor:
+    return product(product(x, fc.weight, fc.bias, "gelu", "none"), proj.weight, proj.bias)
+
+
+def _quick_gelu_mlp(fc: nn.Linear, proj: nn.Linear, x: Tensor) -> Tensor:
+    """QuickGELU is x sigmoid(a x); oneDNN has x sigmoid(x), so a factor goes before and after."""
     hidden = product(1.702 * x, fc.weight, 1.702 * fc.bias, "swish")
     out = product(hidden, proj.weight)
     return torch.add(proj.bias, out, alpha=1 / 1.702, out=out)

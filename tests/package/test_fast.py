@@ -197,7 +197,7 @@ def test_weights_that_change(change: Callable[[GEMPredictor], None]) -> None:
 def test_an_edit_of_the_method_reaches_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of attention.py is written a second time for speed."""
 
-    def edited(streams: Tensor, v: Tensor, inv_temp: Any, *, iters: int) -> Tensor:
+    def edited(streams: Tensor, v: Tensor, inv_temp: Any, *, iters: int, **_: Any) -> Tensor:
         return v
 
     model = small_model()

@@ -268,7 +268,7 @@ def test_the_faster_attention_is_in_use(
 
 
 def doubled_temperature(
-    streams: Tensor, v: Tensor, inv_temp: Tensor | float, *, iters: int
+    streams: Tensor, v: Tensor, inv_temp: Tensor | float, *, iters: int, **_: Any
 ) -> Tensor:
     s = streams.shape[0]
     x = F.normalize(streams.flatten(0, 1), dim=-1)
@@ -276,7 +276,9 @@ def doubled_temperature(
     return out.unflatten(0, (s, -1)).mean(dim=0)
 
 
-def with_bias(streams: Tensor, v: Tensor, inv_temp: Tensor | float, *, iters: int) -> Tensor:
+def with_bias(
+    streams: Tensor, v: Tensor, inv_temp: Tensor | float, *, iters: int, **_: Any
+) -> Tensor:
     x = F.normalize(streams, dim=-1)
     places = torch.arange(x.shape[-2])
     bias = -0.1 * (places[:, None] - places).abs()

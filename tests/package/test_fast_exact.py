@@ -140,7 +140,7 @@ def test_linear_of_any_shape(shape: tuple[int, ...]) -> None:
 
 def test_texts_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short texts are encoded together, long ones apart, and each as if it were alone."""
-    monkeypatch.setattr("gem_lite.predictor.TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr("gem_lite.prompts.TOKENS_AT_ONCE", 40)
     model = small_model()
     words = ["cat", " ".join(["dog"] * 15), "a bee", "x" * 30, "cat sat", "zebra", "cat"]
     found = model.encode_text(words)[0]
@@ -248,7 +248,16 @@ def test_one_and_two_tokens(size: tuple[int, int], monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_mlp(activation: Any, spread: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("between", [10_000, 16 * 2**20])
+def test_mlp(
+    activation: Any,
+    spread: float,
+    dtype: torch.dtype,
+    between: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whole and in pieces of a few tokens."""
+    monkeypatch.setattr(layers, "BYTES_BETWEEN", between)
     torch.manual_seed(0)
     module = MLP(48, 200, activation).to(dtype)
     x = (spread * torch.randn(2, 50, 48)).to(dtype)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from layouts import state_of, write_hugging_face, write_open_clip
 from PIL import Image
 from safetensors.torch import save_file
 from small import CONFIG, random_images, small_header, small_model
@@ -285,6 +286,58 @@ def test_headers_that_lie(tmp_path: Path) -> None:
         path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
         with pytest.raises(ValueError, match="not a readable safetensors file"):
             gem.create_gem_model("small", path)
+
+
+DEEP = "[" * 100_000
+JSON_FILES = {
+    "nested": ("config.json", DEEP, "not readable JSON"),
+    "nested objects": ("config.json", '{"a":' * 100_000, "not readable JSON"),
+    "long number": (
+        "preprocessor_config.json",
+        '{"image_mean": [%s, 1, 1]}' % ("9" * 400),
+        "numbers",
+    ),
+    "longer number": (
+        "preprocessor_config.json",
+        '{"image_std": [%s, 1, 1]}' % ("9" * 9000),
+        "JSON",
+    ),
+    "large number": ("preprocessor_config.json", '{"image_mean": [1e308, 1, 1]}', "numbers"),
+    "no number": ("preprocessor_config.json", '{"image_std": [NaN, 1, 1]}', "numbers"),
+    "long name": ("config.json", '{"text_config": {"hidden_act": "%s"}}' % ("a" * 10**6), "aaa"),
+    "long text": ("config.json", '{"text_config": "%s"}' % ("a" * 10**6), "aaa"),
+    "open_clip": ("open_clip_config.json", DEEP, "not readable JSON"),
+    "open_clip mean": (
+        "open_clip_config.json",
+        '{"preprocess_cfg": {"mean": [1e308, 0, 0]}}',
+        "numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), JSON_FILES.values(), ids=JSON_FILES)
+def test_json_beside_a_checkpoint(tmp_path: Path, name: str, content: str, message: str) -> None:
+    """One short line that names the file."""
+    state = state_of()
+    if name == "open_clip_config.json":
+        write_open_clip(state, tmp_path / "open_clip_model.safetensors")
+    else:
+        write_hugging_face(state, tmp_path, config={})
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}.*{message}") as caught:
+        read_source(tmp_path)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < len(str(tmp_path)) + 300
+
+
+def test_a_user_who_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="~nosuchuser"):
+        gem.create_gem_model("small", "~nosuchuser/x.safetensors")
+    with pytest.raises(ValueError, match="~nosuchuser"):
+        gem.create_gem_model("ViT-B/16", "openai", cache_dir="~nosuchuser")
+    monkeypatch.setenv("GEM_LITE_WEIGHTS", "~nosuchuser")
+    with pytest.raises(ValueError, match="~nosuchuser"):
+        gem.create_gem_model("ViT-B/16", "openai")
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

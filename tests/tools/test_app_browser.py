@@ -62,6 +62,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     """The page after its start; it must ask nobody else for anything, and log no error."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(120_000)  # milliseconds; the machine may be busy
     page = context.new_page()
     page.asked, page.faults = [], []
     page.on("request", lambda request: page.asked.append(request.url))
@@ -189,6 +190,7 @@ def test_words_are_switched_added_moved_and_removed(page: Any) -> None:
     ask(page, "sun,  remote   control, fish")
     assert chips(page) == thumbs(page) == ["fish", "elephant", "hamburger", "sun", "remote control"]
     assert forward_passes(page) == passes + 1 and page.input_value("#prompts") == ""
+    assert page.inner_text("#title") == "sun"
     colours = page.eval_on_selector_all("#words i", "all => all.map(each => each.style.background)")
     assert len(set(colours)) == 5
 

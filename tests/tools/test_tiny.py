@@ -75,7 +75,7 @@ def test_gem_points_and_plain_clip_does_not() -> None:
 def _even_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """GEM's attention spreads evenly instead of over the tokens that are alike."""
 
-    def even(streams: Tensor, v: Tensor, inv_temp: object, *, iters: int) -> Tensor:
+    def even(streams: Tensor, v: Tensor, inv_temp: object, *, iters: int, **_: object) -> Tensor:
         return v.mean(dim=-2, keepdim=True).expand_as(v)
 
     monkeypatch.setattr(attention, "self_self_attention", even)
@@ -85,7 +85,7 @@ def _unlike_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens attend to the tokens that are least like them."""
     true = attention.self_self_attention
 
-    def repelled(streams: Tensor, v: Tensor, inv_temp: float, *, iters: int) -> Tensor:
+    def repelled(streams: Tensor, v: Tensor, inv_temp: float, *, iters: int, **_: object) -> Tensor:
         return true(streams, v, -inv_temp, iters=iters)
 
     monkeypatch.setattr(attention, "self_self_attention", repelled)

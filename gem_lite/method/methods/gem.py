@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attention import adaptive_inv_temp, self_self_attention
+from .. import attention as maths
 from ..base import Heads, Method, letters, positive
 
 
@@ -34,7 +34,7 @@ class GEMConfig(Method):
     def attention(self, heads: Heads) -> Tensor:
         """Self-self attention of the streams (section 3): [b, h, n, c]."""
         streams = torch.stack([getattr(heads, stream) for stream in self.streams])
-        inv_temp = self.inv_temp or adaptive_inv_temp(heads.x, heads.q.shape[-1])
-        return self_self_attention(
+        inv_temp = self.inv_temp or maths.adaptive_inv_temp(heads.x, heads.q.shape[-1])
+        return maths.self_self_attention(
             streams, heads.v, inv_temp, iters=self.iters, grid=heads.trunk.grid
         )

@@ -1,7 +1,7 @@
 """Strangers' pictures become tensors in a process of their own, under limits of time and memory.
 
 What a file can do to a decoder (endless work, memory, a fault in C code) ends that process, and the
-next picture gets a new one. It is no sandbox: the process has the user's rights.
+next picture gets a new one. It is not a sandbox: the process has the user's rights.
 """
 
 import io

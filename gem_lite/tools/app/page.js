@@ -85,7 +85,8 @@ function takeExample(name) {
 }
 
 async function question() {
-  words.add($("prompts").value);
+  const before = words.names.length;
+  if (words.add($("prompts").value)) view.selected = words.names[before]; // a new one is looked at
   $("prompts").value = "";
   const body = {
     model: $("model").value,
@@ -141,9 +142,7 @@ async function ask() {
     remember();
     const time = content.seconds < 10 ? content.seconds.toFixed(2) : content.seconds.toFixed(0);
     $("status").textContent = `${content.model}, ${content.size.width} × ${content.size.height} pixels, ${time} s`;
-    if (mine > 1 && $("results").getBoundingClientRect().top > window.innerHeight / 2) {
-      $("results").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
-    }
+    if (mine > 1) view.comeIntoView();
   } catch (error) {
     if (mine !== asked) return;
     $("status").textContent = view.answer ? "These are the results from before." : "";

@@ -91,6 +91,14 @@ export class View {
     return labelled(words, rivals, this.answer.grid, size, { scale: this.about.scale, threshold });
   }
 
+  // On a phone the results stand below the form.
+  comeIntoView() {
+    const { top, bottom } = $("view").getBoundingClientRect();
+    if (!matchMedia("(max-width: 46rem)").matches || (top >= 0 && bottom <= window.innerHeight)) return;
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    $("results").scrollIntoView({ behavior: still ? "auto" : "smooth" });
+  }
+
   // Layers over the picture, and what the thumbnails say, after anything but the opacity changed.
   draw() {
     if (!this.answer) return;

@@ -101,7 +101,8 @@ def chosen_model(args: argparse.Namespace, *, fetch: bool = False) -> tuple[str,
 
 def drawings_only() -> tuple[str, ...]:
     """What to say where the model in the box stands in for one that knows photographs."""
-    from ...checkpoints.known import cache_folder, known_row, published_file_name
+    from ...checkpoints.files import cache_folder
+    from ...checkpoints.known import known_row, published_file_name
 
     row = known_row(*BEST)
     return (

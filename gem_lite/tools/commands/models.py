@@ -6,7 +6,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.known import cache_folder, find_file
+from ...checkpoints.files import cache_folder
+from ...checkpoints.known import find_file
 from ...checkpoints.table import PRETRAINED, Pretrained
 from ...method.config import ModelConfig, architecture
 from .console import say, say_json
@@ -52,13 +53,8 @@ def run(args: argparse.Namespace) -> None:
         about = "drawings only" if model == SHIPPED[0] else "photographs"
         say(f"{model}: {parameters(model):.0f} million parameters, {about}")
         for row, path in group:
-            licence = row.licence + (" (no commercial use)" if forbids_sale(row) else "")
+            licence = row.licence + (" (no commercial use)" if row.commercial is False else "")
             say(f"  {row.name:20} {row.tag:20} {licence:36} {path or ''}".rstrip())
-
-
-def forbids_sale(row: Pretrained) -> bool:
-    """Whether the licence of the weights forbids commercial use."""
-    return "-NC" in row.licence
 
 
 def parameters(model: str) -> float:
@@ -94,7 +90,7 @@ def _details(row: Pretrained, path: Path | None) -> dict[str, Any]:
         "bytes": None if path is None else path.stat().st_size,
         "million_parameters": round(parameters(row.model), 1),
         "knows": "drawings" if row.model == SHIPPED[0] else "photographs",
-        "commercial_use": not forbids_sale(row),
+        "commercial_use": row.commercial,
     }
 
 
