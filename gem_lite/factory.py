@@ -13,6 +13,7 @@ from torch import nn
 from .checkpoints.assemble import assemble, build
 from .checkpoints.describe import DEFAULT_SIZE, header_for, locate
 from .checkpoints.header import Header
+from .checkpoints.hub import named_folder
 from .checkpoints.known import find_file
 from .checkpoints.others import read_source
 from .checkpoints.ours import write
@@ -60,12 +61,13 @@ def create_gem_model(
     method: str | Method | None = None,
     settings: Mapping[str, Any] | None = None,
     kernels: str = "auto",
+    mmap: bool = True,
 ) -> GEMPredictor:
     """A GEM model, in eval mode.
 
     Args:
-        model_name: an architecture with `/` or `-` ("ViT-B/16", "ViT-B-16-quickgelu"), or
-            "tiny-emoji".
+        model_name: an architecture with `/` or `-` ("ViT-B/16", "ViT-B-16-quickgelu"),
+            "tiny-emoji", "hf-hub:organisation/repository", or "local-dir:" and a folder.
         pretrained: a tag of `available_models()`, which is fetched once if it is not on disk; the
             path of a checkpoint (ours, OpenAI's, open_clip's or MetaCLIP's, a Hugging Face file
             or folder); or None for random weights (torch's seed).
@@ -85,6 +87,7 @@ def create_gem_model(
         settings: the method's, by name, such as {"std": 3.0} for "naclip".
         kernels: "auto" = the fastest exact ones for this machine, "torch" = PyTorch's own; what
             came of it is `model.kernels`.
+        mmap: False = read our own file into memory, so that it may be overwritten in place.
 
     The five GEM settings are by default the weight file's own; those are 7, 1, adaptive, "qkv"
     and True for every model but "tiny-emoji". They never need another file.
@@ -106,12 +109,13 @@ def create_gem_model(
             gem_residual=gem_residual,
         )
 
+    pretrained = pretrained or named_folder(model_name, cache_dir=cache_dir)
     if pretrained is None:
         header = _random_header(model_name, activation)
         network = _random_network(header, chosen(header), dtype, device)
     else:
         path, row = locate(model_name, pretrained, cache_dir=cache_dir, mirror=mirror)
-        network, header = _load(path, row, model_name, activation, chosen, dtype, device)
+        network, header = _load(path, row, model_name, activation, chosen, dtype, device, mmap)
     text = network.config.text
     tokenizer = Tokenizer(vocab_size=text.vocab, context_length=text.context)
     return GEMPredictor(network, header, tokenizer, kernels=kernels).eval()
@@ -134,6 +138,7 @@ def create_model_and_transforms(
     method: str | Method | None = None,
     settings: Mapping[str, Any] | None = None,
     kernels: str = "auto",
+    mmap: bool = True,
 ) -> tuple[GEMPredictor, ImageTransform]:
     """`create_gem_model`, and the image transform with that model's size, mean and std."""
     model = create_gem_model(
@@ -152,6 +157,7 @@ def create_model_and_transforms(
         method=method,
         settings=settings,
         kernels=kernels,
+        mmap=mmap,
     )
     header = model.header
     return model, get_gem_img_transform((header.size, header.size), header.mean, header.std)
@@ -258,6 +264,7 @@ def _load(
     chosen: Callable[[Header], Method],
     dtype: torch.dtype,
     device: torch.device,
+    mmap: bool,
 ) -> tuple[GEMNetwork, Header]:
     source = read_source(path)
     own = source.header
@@ -271,7 +278,7 @@ def _load(
         chosen(header),
         dtype=dtype,
         device=device,
-        share=own is not None,
+        share=own is not None and mmap,
         where=str(source.path),
     )
     logger.info("loaded %s from %s (%s)", header.model, source.path, source.layout)

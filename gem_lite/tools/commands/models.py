@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local", action="store_true", help="only those on this machine")
     parser.add_argument("--json", action="store_true", help="print a JSON list, with all details")
     parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every file on this machine, hold it against its digest and the published hashes",
+    )
+    parser.add_argument(
         "--fetch",
         nargs="+",
         metavar=("MODEL", "TAG"),
@@ -34,16 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Print a line for each pair of a model and a tag, with its file where there is one."""
     if args.fetch:
         _fetch(args.fetch)
-        return
+        return 0
+    if args.verify:
+        return _verify()
     rows = [(row, find_file(row)) for row in PRETRAINED]
     rows = [(row, path) for row, path in rows if path is not None or not args.local]
     if args.json:
         say_json([_details(row, path) for row, path in rows])
-        return
+        return 0
     if args.local and not any(row.url for row, _ in rows):
         say(
             "no model for photographs is on this machine;"
@@ -55,6 +62,17 @@ def run(args: argparse.Namespace) -> None:
         for row, path in group:
             licence = row.licence + (" (no commercial use)" if row.commercial is False else "")
             say(f"  {row.name:20} {row.tag:20} {licence:36} {path or ''}".rstrip())
+    return 0
+
+
+def _verify() -> int:
+    from ...checkpoints.verify import verify_all
+
+    words = {True: "fits", False: "DIFFERS", None: "nothing to compare with"}
+    verdicts = list(verify_all())
+    for verdict in verdicts:
+        say(f"{verdict.path}: {words[verdict.fits]}; {verdict.reason}")
+    return int(any(verdict.fits is False for verdict in verdicts))
 
 
 def parameters(model: str) -> float:
