@@ -263,7 +263,7 @@ def test_another_model_resclip() -> None:
     method = make_method("resclip")
     visual = encoder(tower, method)
     found = method.scores(visual, image[None], visual(image[None]), words)[0]
-    assert error(found, expected) <= 1e-10
+    assert error(found, expected) <= 1e-4  # a value of the matrix may round to the next float16
 
 
 # ---- what holds for every method

@@ -42,11 +42,14 @@ def assert_close(found: ImageFeatures, expected: ImageFeatures, limit: float = R
 
 PARAMETERS = {
     "ViT-B/32": 151_277_313,
+    "ViT-B/32-256": 151_277_313 + (8**2 - 7**2) * 768,
     "ViT-B/16": 149_620_737,
     "ViT-B/16-plus-240": 208_377_345,
     "ViT-L/14": 427_616_513,
     "ViT-L/14-336": 427_944_193,
     "ViT-H/14": 986_109_441,
+    "ViT-H/14-378": 986_109_441 + (27**2 - 16**2) * 1280,
+    "ViT-g/14": 1_366_678_273,  # open_clip's model profile says 1,366.68 million
     "ViT-bigG/14": 2_539_567_105,
 }
 

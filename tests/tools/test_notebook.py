@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gem_lite.method.segment import Segmentation, label_maps
+from gem_lite.method.segment import label_maps
+from gem_lite.pictures.labels import Segmentation
 from gem_lite.pictures.overlays import label_colour
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,7 @@ def test_a_segmentation_shows_itself() -> None:
     cosines = torch.zeros(1, 3, 6, 8)
     cosines[0, 0, :3], cosines[0, 1, 3:] = 1, 1
     cosines[0, 2, :, 6:] = 2  # background
-    found = label_maps(cosines, classes=2)
+    found = Segmentation(*label_maps(cosines, classes=2))
     with Image.open(io.BytesIO(found._repr_png_())) as picture:
         shown = np.asarray(picture)
     assert shown.shape == (6, 8, 3)

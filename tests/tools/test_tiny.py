@@ -6,7 +6,7 @@ second half of this file breaks each piece once and sees them fall.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -95,8 +95,10 @@ def _positions_transposed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Resampled positions run down the columns instead of along the rows."""
     true = image.resample_positions
 
-    def transposed(positions: Tensor, native: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-        made = true(positions, native, grid)
+    def transposed(
+        positions: Tensor, native: tuple[int, int], grid: tuple[int, int], *kind: Any
+    ) -> Tensor:
+        made = true(positions, native, grid, *kind)
         patches = made[1:].unflatten(0, grid).transpose(0, 1).flatten(0, 1)
         return torch.cat([made[:1], patches])
 
