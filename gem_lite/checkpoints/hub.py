@@ -33,6 +33,8 @@ def named_folder(
     $HF_TOKEN is sent to the hub for private and gated ones.
     Raises ValueError for a name that makes no sense, FileNotFoundError, or FetchError.
     """
+    if not isinstance(model_name, str):
+        return None  # what names a model is checked where it is looked up
     if model_name.startswith(FOLDER_PREFIX):
         folder = expanded(model_name.removeprefix(FOLDER_PREFIX))
         if not folder.is_dir():
