@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import prompts
+from .checkpoints.assemble import assemble
 from .checkpoints.header import Header
 from .fast import switch as fast
 from .inference import call_kernels, encode_images
@@ -258,13 +259,21 @@ class GEMPredictor(nn.Module):
         """The same weights, shared with this model, under another method.
 
         method: a name of `gem_lite.methods()`, or a Method of your own; settings: the method's.
-        Kernels and kept texts are shared too. Raises ValueError or TypeError for wrong settings.
+        Kernels and kept texts are shared too. The image tower is built anew from its class, so
+        tensors that it declares come along, and modules that were put into it do not: ValueError
+        names what does not fit. Raises ValueError or TypeError for wrong settings.
         """
         if isinstance(method, str):
             method = make_method(method, settings)
         elif settings:
             method = replace(method, **settings)
-        network = self.network.with_method(method)
+        own = self.network
+        network = assemble(
+            own.state_dict(), own.config, method, dtype=own.dtype, device=own.device, share=True
+        )
+        for name, module in own.named_children():
+            if name != "visual":  # the very same text tower, whose embeddings are kept
+                setattr(network, name, module)
         other = GEMPredictor(network, self.header, self.tokenizer, kernels=self._kernels)
         other._texts = self._texts
         return other.train(self.training)

@@ -129,7 +129,8 @@ def assemble(
     shapes = shapes_of(tensors)
     wanted = {name: shape for name, shape in declared.items() if name in clip or name in shapes}
     _compare(shapes, wanted, where, shapes.keys() - declared.keys())
-    share = share and os.name != "nt"  # Windows lets nobody replace a file that is in use
+    if os.name == "nt" and hasattr(tensors, "shapes"):
+        share = False  # a file's pages; Windows lets nobody replace a file that is in use
     state = {}
     for name in wanted:
         tensor = tensors[name]

@@ -53,16 +53,6 @@ class GEMNetwork(nn.Module):
         self.text_projection = nn.Parameter(torch.empty(text.width, config.embed))
         self.logit_scale = nn.Parameter(torch.empty(()))
 
-    def with_method(self, method: Method) -> "GEMNetwork":
-        """The same weights, shared, under another method."""
-        with torch.device("meta"):
-            network = GEMNetwork(self.config, method)
-        network.load_state_dict(self.state_dict(), strict=False, assign=True)
-        for name, module in self.named_children():
-            if name != "visual":  # the very same text tower
-                setattr(network, name, module)
-        return network.train(self.training)
-
     @property
     def dtype(self) -> torch.dtype:
         """The parameters' dtype."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from layouts import NAME, SMALL, header_of, state_of, write_hugging_face, write_open_clip
 from safetensors.torch import load_file
+from small import small_model
 from torch import Tensor, nn
 
 import gem_lite
@@ -266,3 +267,26 @@ def test_integers_of_clips_are_refused() -> None:
     state = {**STATE, "ln_final.bias": torch.zeros(32).int()}
     with pytest.raises(ValueError, match=r"ln_final\.bias holds torch\.int32; expected floating"):
         assemble(state, SMALL, GEMConfig(blocks=1), dtype=torch.float32, device="cpu")
+
+
+def test_another_method_keeps_what_an_edit_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters and buffers of one's own, after `with_gem`: the same numbers, none lost."""
+    real = ImageEncoder.__init__
+
+    def init(self: ImageEncoder, *arguments: Any) -> None:
+        real(self, *arguments)
+        self.register_buffer("offsets", torch.tensor([1.0, 2.0]), persistent=False)
+        self.registers = nn.Parameter(torch.zeros(4, 48))
+
+    monkeypatch.setattr(ImageEncoder, "__init__", init)
+    model = small_model()
+    with torch.no_grad():
+        model.network.visual.registers.fill_(3.0)
+    other = model.with_gem(blocks=1)
+    assert other.network.visual.offsets.tolist() == [1.0, 2.0]
+    assert other.network.visual.registers.data_ptr() == model.network.visual.registers.data_ptr()
+    assert (other.network.visual.registers == 3).all()
+    assert other.network.transformer is model.network.transformer
+    model.network.visual.transformer.resblocks[0].adapter = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="unknown tensor .*adapter"):
+        model.with_gem(blocks=1)

@@ -307,3 +307,9 @@ def test_what_fails_while_writing_ends_the_command(
     monkeypatch.setattr("gem_lite.pictures.saving.replace_file", full)
     code, out, err = run("heatmap", "photos", "--prompts", "cat")
     assert (code, out) == (2, "") and "No space left" in err and len(err.splitlines()) == 1
+
+
+def test_formats_that_need_a_folder(run: Run, folder: Path) -> None:
+    """Nothing else is written in their place."""
+    code, out, err = run("segment", "photos/a.png", "-p", "cat", "--format", "coco", "-o", "-")
+    assert (code, out) == (2, "") and "--format coco needs a folder" in err

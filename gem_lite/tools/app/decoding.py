@@ -7,7 +7,6 @@ next picture gets a new one. It is not a sandbox: the process has the user's rig
 import io
 import json
 import os
-import pickle
 import struct
 import subprocess
 import sys
@@ -71,7 +70,7 @@ class Decoder:
                 with _deadline(process, START_SECONDS):
                     _read(process.stdout)
                 with _deadline(process, self._seconds):
-                    _write(process.stdin, pickle.dumps((transform, self._max_pixels)), file)
+                    _write(process.stdin, json.dumps(self._asked(transform)).encode(), file)
                     head, shown, values = (_read(process.stdout) for _ in range(3))
             except (EOFError, BrokenPipeError) as error:
                 self._restart()
@@ -84,6 +83,10 @@ class Decoder:
             raise ValueError(about["error"])
         image = np.frombuffer(values, dtype=np.float32).reshape(about["shape"]).copy()
         return Prepared(torch.from_numpy(image), shown, tuple(about["size"]))
+
+    def _asked(self, transform: ImageTransform) -> dict[str, object]:
+        settings = {"size": transform.size, "mean": transform.mean, "std": transform.std}
+        return {"transform": settings, "max_pixels": self._max_pixels}
 
     def _restart(self) -> None:
         self._end()
@@ -123,11 +126,15 @@ def work() -> None:
     while True:
         _write(target, b"ready")
         try:
-            (transform, max_pixels), file = pickle.loads(_read(source)), _read(source)
+            asked, file = json.loads(_read(source)), _read(source)
         except EOFError:
             return
         try:
-            picture = open_picture(io.BytesIO(file), name="the file", max_pixels=max_pixels)
+            settings = asked["transform"]
+            size = settings.pop("size")
+            transform = ImageTransform(size if isinstance(size, int) else tuple(size), **settings)
+            limit = asked["max_pixels"]
+            picture = open_picture(io.BytesIO(file), name="the file", max_pixels=limit)
             ready = prepare(picture, transform)
         except (ValueError, TypeError) as error:
             _write(target, json.dumps({"error": str(error)}).encode(), b"", b"")

@@ -102,6 +102,10 @@ def run(args: argparse.Namespace) -> int:
     _check_options(args)
     inputs = find_inputs(args)
     to_stdout = goes_to_stdout(args, inputs)
+    if to_stdout and "labels" not in args.format:
+        raise ValueError(
+            f"--format {' '.join(args.format)} needs a folder: labels alone go to standard output"
+        )
 
     import torch
 
