@@ -237,7 +237,8 @@ def test_settings_of_the_host_program_stay() -> None:
     assert settings() == before
 
 
-# Page faults of calls that need six blocks of 8 MiB each, after a first one.
+# Page faults of the middle one of five calls that need six blocks of 8 MiB each, after a first one;
+# the middle one, since a system that reclaims memory may take the pages of one of them.
 FAULTS = """
 import resource, sys, torch
 from gem_lite.fast import switch as fast
@@ -250,7 +251,7 @@ for _ in range(6):
     blocks = [torch.empty(2**21).fill_(1.0) for _ in range(6)]
     del blocks
     seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(sum(seen[1:]))
+print(sorted(seen[1:])[2])
 """
 
 
@@ -261,7 +262,8 @@ def test_freed_memory_is_kept() -> None:
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     pages = 6 * 2**23 // 4096  # of one call
-    assert faults("kept") < 0.8 * pages < faults("given back")
+    assert faults("kept") < 0.1 * pages
+    assert faults("given back") > 0.8 * pages
 
 
 def test_hooks_see_the_batch_as_it_was_given() -> None:
