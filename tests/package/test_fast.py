@@ -237,8 +237,7 @@ def test_settings_of_the_host_program_stay() -> None:
     assert settings() == before
 
 
-# Page faults of the middle one of five calls that need six blocks of 8 MiB each, after a first one;
-# the middle one, since a system that reclaims memory may take the pages of one of them.
+# Page faults of five calls that need six blocks of 8 MiB each, after a first one.
 FAULTS = """
 import resource, sys, torch
 from gem_lite.fast import switch as fast
@@ -251,19 +250,22 @@ for _ in range(6):
     blocks = [torch.empty(2**21).fill_(1.0) for _ in range(6)]
     del blocks
     seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(sorted(seen[1:])[2])
+print(*seen[1:])
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what glibc's malloc does")
 def test_freed_memory_is_kept() -> None:
-    def faults(how: str) -> int:
+    def faults(how: str) -> list[int]:
         command = [sys.executable, "-c", FAULTS, how]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return [int(count) for count in done.stdout.split()]
 
     pages = 6 * 2**23 // 4096  # of one call
-    assert faults("kept") < 0.1 * pages
-    assert faults("given back") > 0.8 * pages
+    kept = faults("kept")
+    # Seen: none from the third call on. By itself malloc often settles too, but later.
+    assert sum(kept[-3:]) < 0.1 * pages
+    assert sum(kept) < sum(faults("given back"))
 
 
 def test_hooks_see_the_batch_as_it_was_given() -> None:
