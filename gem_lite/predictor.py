@@ -109,7 +109,8 @@ class GEMPredictor(nn.Module):
         """
         image = self._images(image)
         embeddings = self._embeddings(text, templates)  # [p, e]
-        scores, grid = self._scores(image, self._features(image), embeddings, return_ori)
+        features = self._features(image, self._reads_clip(return_ori))
+        scores, grid = self._scores(image, features, embeddings, return_ori)
         return score_maps(scores, grid, map_size(size, image, grid), normalize=normalize).float()
 
     def batched_forward(
@@ -132,7 +133,7 @@ class GEMPredictor(nn.Module):
         # Every distinct word is encoded once, whichever images ask for it.
         encoded = self._embeddings(words, templates) if words else torch.empty(0)
         place = {word: row for row, word in enumerate(words)}
-        features = self._features(images)
+        features = self._features(images, self._reads_clip(return_ori))
         maps = []
         for index, listed in enumerate(lists):
             if isinstance(listed, Tensor):
@@ -218,7 +219,8 @@ class GEMPredictor(nn.Module):
         )
 
         def score(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
-            scores = self._scores(part, self._features(part), text, return_ori)
+            features = self._features(part, self._reads_clip(return_ori))
+            scores = self._scores(part, features, text, return_ori)
             advance(len(part))
             return scores
 
@@ -299,8 +301,11 @@ class GEMPredictor(nn.Module):
     def _call_kernels(self) -> str:
         return call_kernels(self, self.network.device)
 
-    def _features(self, images: Tensor) -> ImageFeatures:
-        return encode_images(self.network, images, self._call_kernels())
+    def _reads_clip(self, return_ori: bool) -> bool:
+        return return_ori or type(self.method).scores is not Method.scores
+
+    def _features(self, images: Tensor, both: bool = True) -> ImageFeatures:
+        return encode_images(self.network, images, self._call_kernels(), both=both)
 
     def _scores(
         self, images: Tensor, features: ImageFeatures, text: Tensor, return_ori: bool

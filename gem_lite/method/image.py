@@ -17,7 +17,7 @@ from .config import Activation, ImageConfig
 class ImageFeatures(NamedTuple):
     """Both streams in the shared embedding space, not normalised, class token first."""
 
-    clip: Tensor  # [b, 1 + grid h * grid w, e]
+    clip: Tensor  # [b, 1 + grid h * grid w, e]; without tokens where it was not asked for
     gem: Tensor  # [b, 1 + grid h * grid w, e]
     grid: tuple[int, int]  # patches (h, w)
     tokens: dict[int, Tensor]  # after so many blocks, [b, n, d]: those that were asked for
@@ -95,6 +95,11 @@ class ImageEncoder(nn.Module):
         block = (config.width, config.heads, config.mlp_width, activation)
         self.method = method
         self.reads = frozenset(method.reads(config.layers))
+        self.ends_alone = (  # the method's stream needs nothing of what CLIP's last block returns
+            method.class_token == "gem"
+            and type(method).combine is Method.combine
+            and config.layers not in self.reads
+        )
         self.patch = config.patch
         self.native_grid = config.grid
         self.plain_blocks = config.layers - method.blocks
@@ -110,10 +115,14 @@ class ImageEncoder(nn.Module):
         self.ln_post = nn.LayerNorm(config.width)
         self.proj = nn.Parameter(torch.empty(config.width, embed))
 
-    def forward(self, images: Tensor, keep: Collection[int] = ()) -> ImageFeatures:
+    def forward(
+        self, images: Tensor, keep: Collection[int] = (), *, both: bool = True
+    ) -> ImageFeatures:
         """images: [b, 3, h, w], normalised, any size from one patch up.
 
         keep: numbers of blocks whose tokens are returned too; 0 = what the first block is given.
+        both=False: the method's stream alone is asked for, so CLIP's half of the last block, a
+        twentieth of the work, is left out where nothing reads it.
         Pixels to the right and below that do not fill a patch are left out, as the patch
         convolution does.
         """
@@ -134,11 +143,13 @@ class ImageEncoder(nn.Module):
             if number <= self.plain_blocks:
                 clip = gem = block(clip)
             else:
+                if number == len(blocks) and self.ends_alone and not (both or number in kept):
+                    trunk = trunk._replace(asked=slice(0))
                 clip, gem = block(clip, gem, trunk)
             if number in kept:
                 tokens[number] = clip
         gem = self.method.combine(gem, trunk)
-        if self.method.class_token == "clip" or gem.shape[1] < clip.shape[1]:
+        if self.method.class_token == "clip" or gem.shape[1] == grid[0] * grid[1]:
             gem = torch.cat([clip[:, :1], gem[:, -grid[0] * grid[1] :]], dim=1)
 
         return ImageFeatures(self.project(clip), self.project(gem), grid, tokens)

@@ -63,14 +63,17 @@ class GEMNetwork(nn.Module):
         """Where the parameters are."""
         return self.text_projection.device
 
-    def encode_image(self, images: Tensor, keep: Collection[int] = ()) -> ImageFeatures:
+    def encode_image(
+        self, images: Tensor, keep: Collection[int] = (), *, both: bool = True
+    ) -> ImageFeatures:
         """Both streams of each image, in the shared space, not normalised.
 
         images: [b, 3, h, w], normalised with the model's mean and std, of the network's dtype.
         keep: numbers of blocks, counted from 1, whose tokens are returned too (0 = the first's
-        input). Returns ImageFeatures; its clip[:, 0] is plain CLIP's image embedding.
+        input). both=False: only the method's stream is needed. Returns ImageFeatures; its
+        clip[:, 0] is plain CLIP's image embedding.
         """
-        return self.visual(images, keep)
+        return self.visual(images, keep) if both else self.visual(images, keep, both=False)
 
     def block_states(self, images: Tensor, blocks: Sequence[int]) -> list[BlockState]:
         """Tokens, queries, keys, values and attention of the image tower's blocks asked for.
