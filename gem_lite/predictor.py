@@ -11,14 +11,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import prompts
-from .checkpoints.assemble import assemble
+from .checkpoints.assemble import with_method
 from .checkpoints.header import Header
 from .fast import switch as fast
-from .inference import call_kernels, encode_images
+from .inference import Call, Normalize, Options, call_kernels
 from .method.base import Method
-from .method.checks import MapSize, checked_images, map_size
-from .method.heatmap import score_maps, similarity
-from .method.image import ImageFeatures
+from .method.checks import MapSize
 from .method.methods import make_method
 from .method.methods.gem import GEMConfig
 from .method.model import GEMNetwork
@@ -84,16 +82,13 @@ class GEMPredictor(nn.Module):
 
     @kernels.setter
     def kernels(self, setting: str) -> None:
-        choices = (*fast.SETTINGS, "onednn")
-        if setting not in choices:
-            raise ValueError(f"kernels is {setting!r}; expected one of {list(choices)}")
-        self._kernels: fast.Setting = "torch" if setting == "torch" else "auto"
+        self._kernels = fast.chosen(setting)
 
     def forward(
         self,
         image: Tensor,
         text: Prompts,
-        normalize: bool = True,
+        normalize: Normalize = True,
         return_ori: bool = False,
         *,
         templates: Templates = TEMPLATE,
@@ -102,22 +97,22 @@ class GEMPredictor(nn.Module):
         """A heat map for every image and every prompt.
 
         image: [b, 3, h, w]; text: list of p words, or embeddings [p, e] or [1, p, e].
-        normalize: stretch each map to [0, 1]; False gives the cosine similarity itself.
+        normalize: stretch each map to [0, 1]; False gives the cosine similarity itself; "common"
+        puts a picture's maps on one scale and fades absent words (`method.presence.common_scale`).
         return_ori: plain CLIP's maps instead of GEM's. templates: one or many, each with `{}`.
         size: (h, w) of the maps in pixels, or "patches" for one value per patch; None = as the
         image. Returns [b, p, h, w] float32. Raises TypeError or ValueError for unusable input.
         """
-        image = self._images(image)
-        embeddings = self._embeddings(text, templates)  # [p, e]
-        features = self._features(image, self._reads_clip(return_ori))
-        scores, grid = self._scores(image, features, embeddings, return_ori)
-        return score_maps(scores, grid, map_size(size, image, grid), normalize=normalize).float()
+        call, options = self._call(), Options(normalize, return_ori, templates, size)
+        image = call.images(image)
+        text = call.embeddings(text, templates)  # [p, e]
+        return call.maps(image, call.features(image, options), text, options)
 
     def batched_forward(
         self,
         images: Tensor,
         texts: Sequence[Prompts],
-        normalize: bool = True,
+        normalize: Normalize = True,
         return_ori: bool = False,
         *,
         templates: Templates = TEMPLATE,
@@ -128,23 +123,28 @@ class GEMPredictor(nn.Module):
         images: [b, 3, h, w]; texts: b lists of words (or embeddings), of any lengths. Otherwise
         as `forward`. Returns b tensors [prompts of that image, h, w].
         """
-        images = self._images(images)
-        lists, words = prompts.prompt_lists(texts, len(images))
-        # Every distinct word is encoded once, whichever images ask for it.
-        encoded = self._embeddings(words, templates) if words else torch.empty(0)
-        place = {word: row for row, word in enumerate(words)}
-        features = self._features(images, self._reads_clip(return_ori))
-        maps = []
-        for index, listed in enumerate(lists):
-            if isinstance(listed, Tensor):
-                text = self._embeddings(listed, templates)
-            else:
-                text = encoded[[place[word] for word in listed]]
-            one = slice(index, index + 1)
-            scores, grid = self._scores(images[one], features.cut(one), text, return_ori)
-            shape = map_size(size, images, grid)
-            maps.append(score_maps(scores, grid, shape, normalize=normalize)[0].float())
-        return maps
+        call = self._call()
+        options = Options(normalize, return_ori, templates, size)
+        return call.maps_of_each(call.images(images), texts, options)
+
+    def presence(
+        self,
+        images: Tensor,
+        text: Prompts,
+        return_ori: bool = False,
+        *,
+        templates: Templates = TEMPLATE,
+    ) -> Tensor:
+        """How probable it is that each word's thing is in the picture: [b, p] in [0, 1].
+
+        images: [b, 3, h, w]; text: words or embeddings. A word is held against neutral ones
+        (`method.presence`); fitted to drawings, so for other models the order tells more than
+        the number. docs/presence.md says how good it is.
+        """
+        call = self._call()
+        features = call.features(call.images(images))
+        options = Options(False, return_ori, templates)
+        return call.presence(features, call.embeddings(text, templates), options)
 
     def encode_text(self, text: Sequence[str], *, templates: Templates = TEMPLATE) -> Tensor:
         """Embeddings of prompts: list of p words -> [1, p, e] float32, unit norm.
@@ -152,11 +152,12 @@ class GEMPredictor(nn.Module):
         Several templates are encoded apart, normalised, averaged and normalised again.
         Raises TypeError or ValueError for unusable prompts or templates.
         """
-        return self._embeddings(prompts.checked_prompts(text), templates)[None]
+        return self._call().embeddings(prompts.checked_prompts(text), templates)[None]
 
     def encode_image(self, images: Tensor) -> DenseFeatures:
         """Both streams' patch features, and CLIP's class embedding. images: [b, 3, h, w]."""
-        features = self._features(self._images(images))
+        call = self._call()
+        features = call.features(call.images(images))
         clip, gem = features.clip.float(), features.gem.float()
         return DenseFeatures(clip[:, 1:], gem[:, 1:], features.grid, clip[:, 0])
 
@@ -168,9 +169,10 @@ class GEMPredictor(nn.Module):
         images: [b, 3, h, w] (CLIP was trained at its native size, `model.network.config.image`);
         class_names: list of words, or embeddings. Source: CLIP, section 3.1.
         """
-        images = self._images(images)
-        text = F.normalize(self._embeddings(class_names, templates), dim=-1)  # [classes, e]
-        image = F.normalize(self._features(images).clip[:, 0].float(), dim=-1)  # [b, e]
+        call = self._call()
+        whole = call.features(call.images(images)).clip[:, 0].float()
+        text = F.normalize(call.embeddings(class_names, templates), dim=-1)  # [classes, e]
+        image = F.normalize(whole, dim=-1)  # [b, e]
         return (self.network.logit_scale.float().exp() * image @ text.T).softmax(dim=-1)
 
     @torch.no_grad()
@@ -212,15 +214,16 @@ class GEMPredictor(nn.Module):
         Returns Segmentation(labels [b, h, w], 0 = background, k + 1 = class k; confidence
         [b, h, w], the winner's probability). Raises TypeError or ValueError for unusable input.
         """
-        images = self._images(images)
+        call = self._call()
+        images = call.images(images)
         words, threshold = prompts.split_background(background, threshold)
         text, groups, classes = prompts.class_texts(
-            class_names, words, lambda names: self._embeddings(names, templates)
+            class_names, words, lambda names: call.embeddings(names, templates)
         )
 
         def score(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
-            features = self._features(part, self._reads_clip(return_ori))
-            scores = self._scores(part, features, text, return_ori)
+            features = call.features(part, Options(False, return_ori, templates))
+            scores = call.scores(part, features, text, return_ori)
             advance(len(part))
             return scores
 
@@ -269,13 +272,7 @@ class GEMPredictor(nn.Module):
             method = make_method(method, settings)
         elif settings:
             method = replace(method, **settings)
-        own = self.network
-        network = assemble(
-            own.state_dict(), own.config, method, dtype=own.dtype, device=own.device, share=True
-        )
-        for name, module in own.named_children():
-            if name != "visual":  # the very same text tower, whose embeddings are kept
-                setattr(network, name, module)
+        network = with_method(self.network, method)
         other = GEMPredictor(network, self.header, self.tokenizer, kernels=self._kernels)
         other._texts = self._texts
         return other.train(self.training)
@@ -294,33 +291,8 @@ class GEMPredictor(nn.Module):
         name = f"{self.header.model!r}, {self.header.pretrained!r}, method={self.method.name!r}"
         return f"{name}, kernels={self.kernels!r}"
 
-    def _images(self, images: Tensor) -> Tensor:
-        images = checked_images(images, self.network.config.image.patch)
-        return images.to(device=self.network.device, dtype=self.network.dtype)
-
-    def _call_kernels(self) -> str:
-        return call_kernels(self, self.network.device)
-
-    def _reads_clip(self, return_ori: bool) -> bool:
-        return return_ori or type(self.method).scores is not Method.scores
-
-    def _features(self, images: Tensor, both: bool = True) -> ImageFeatures:
-        return encode_images(self.network, images, self._call_kernels(), both=both)
-
-    def _scores(
-        self, images: Tensor, features: ImageFeatures, text: Tensor, return_ori: bool
-    ) -> tuple[Tensor, tuple[int, int]]:
-        """Patch scores [b, p, n], at least float32, and the grid."""
-        if return_ori:
-            return similarity(features.clip[:, 1:], text), features.grid
-        return self.method.scores(self.network.visual, images, features, text), features.grid
-
-    def _embeddings(self, text: Prompts, templates: Templates) -> Tensor:
-        """[p, e] float32, from words (unit norm) or from embeddings that were computed before."""
-        kernels = self._call_kernels()
+    def _call(self) -> Call:
         # A replica that DataParallel made for one call does not know all of its weights.
         keep = not (self.training or getattr(self, "_is_replica", False))
-        with fast.mode(kernels):
-            return self._texts.embeddings(
-                self.network, self.tokenizer, text, templates, keep=keep, kernels=kernels
-            )
+        kernels = call_kernels(self, self.network.device)
+        return Call(self.network, self.tokenizer, self._texts, kernels, keep)

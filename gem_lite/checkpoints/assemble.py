@@ -150,6 +150,22 @@ def assemble(
     return network.to(device=device, dtype=dtype).eval()  # also what the file does not hold
 
 
+def with_method(network: GEMNetwork, method: Method) -> GEMNetwork:
+    """The same tensors, and the very same text tower, under another method. Raises ValueError."""
+    other = assemble(
+        network.state_dict(),
+        network.config,
+        method,
+        dtype=network.dtype,
+        device=network.device,
+        share=True,
+    )
+    for name, module in network.named_children():
+        if name != "visual":  # so that kept embeddings stay valid
+            setattr(other, name, module)
+    return other
+
+
 def build(config: ModelConfig, method: Method) -> GEMNetwork:
     """A network whose CLIP tensors take no memory yet, its other tensors as constructed.
 

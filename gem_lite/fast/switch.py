@@ -30,6 +30,14 @@ MALLOC_LEARNS = 32 * 2**20 - 2**14
 BYTES_AT_ONCE = 4096
 
 
+def chosen(setting: str) -> Setting:
+    """A user's setting; "onednn" leaves the choice to the rule. Raises ValueError for others."""
+    choices = (*SETTINGS, "onednn")
+    if setting not in choices:
+        raise ValueError(f"kernels is {setting!r}; expected one of {list(choices)}")
+    return "torch" if setting == "torch" else "auto"
+
+
 def kernels(setting: Setting, parameter: Tensor) -> str:
     """The kernels for inference with weights like `parameter`: "onednn" or "torch".
 

@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoints": {"method"},
     "pictures": {"method"},
     "prompts": {"method", "tokenizer"},
-    "inference": {"fast", "method"},
+    "inference": {"fast", "method", "prompts", "tokenizer"},
     "predictor": {
         *("checkpoints", "fast", "inference", "method", "pictures", "prompts", "tokenizer"),
     },
@@ -49,18 +49,9 @@ ROOMS: dict[str, set[str]] = {
 ORDER: dict[str, list[str]] = {
     "fast": ["products", "forms", "layers", "switch"],
     "method": [
-        *(
-            "config",
-            "checks",
-            "heatmap",
-            "base",
-            "replace",
-            "attention",
-            "blocks",
-            "image",
-            "model",
-        ),
-        *("segment", "windows", "refine", "pipeline", "scores", "tokens", "semantic", "methods.*"),
+        *("config", "checks", "heatmap", "base", "replace", "attention", "blocks", "image"),
+        *("model", "presence", "segment", "windows", "refine", "pipeline", "scores", "tokens"),
+        *("semantic", "methods.*"),
     ],
     "checkpoints": [
         *("files", "records", "header", "assemble", "ours"),
@@ -73,7 +64,7 @@ ORDER: dict[str, list[str]] = {
     "tools": [
         *("commands.console", "progress", "ranks", "demo", "settings"),
         *("quality.sprites", "quality.scenes", "quality.measure"),
-        *("quality.controls", "quality.compare"),
+        *("quality.controls", "quality.compare", "quality.presence"),
         *("evaluation.confusion", "evaluation.names", "evaluation.context", "evaluation.layouts"),
         *("evaluation.datasets", "evaluation.openimages"),
         *("evaluation.protocols", "evaluation.report", "evaluation.run", "evaluation.resize"),
