@@ -53,8 +53,10 @@ def repair(
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:
-    """The sum of tensors of one shape."""
-    return torch.stack(list(tensors)).sum(dim=0)
+    """The sum of tensors of one shape. Raises ValueError where there are none."""
+    if not (listed := list(tensors)):
+        raise ValueError("no layers to sum; expected the first one not to lie behind the last")
+    return torch.stack(listed).sum(dim=0)
 
 
 def cosines(x: Tensor) -> Tensor:
