@@ -38,6 +38,7 @@ class Trunk(NamedTuple):
     blocks: nn.ModuleList
     grid: tuple[int, int]  # patches (h, w)
     tokens: Mapping[int, Tensor]
+    ln_pre: nn.Module | None = None  # the tower's, for tokens that a method adds
 
     def heads(self, block: int, tokens: Tensor | None = None) -> Heads:
         """The projections in a block, of the tokens that it was given or of others: [b, n, d]."""

@@ -60,7 +60,8 @@ ORDER: dict[str, list[str]] = {
             "image",
             "model",
         ),
-        *("segment", "windows", "refine", "pipeline", "scores", "tokens", "semantic", "methods.*"),
+        *("segment", "windows", "refine", "pipeline", "scores", "tokens", "semantic"),
+        *("neurons", "methods.*"),
     ],
     "checkpoints": [
         *("files", "records", "header", "assemble", "ours"),
