@@ -1,12 +1,14 @@
 """Write docs/leaderboard.md: every method on the model in the box, and the published numbers.
 
-python benchmarks/leaderboard.py                  # 64 collages, about two minutes on two cores
-python benchmarks/leaderboard.py --count 8 --output /tmp/quick.md
+python benchmarks/leaderboard.py                  # 64 collages of each kind: minutes on two cores
+python benchmarks/leaderboard.py --count 8 --weights v1 --output /tmp/quick.md
 """
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +36,10 @@ PUBLISHED = """\
 | SC-CLIP | 64.6 | 36.8 | 37.7 | 84.3 | 40.1 | 26.6 | 41.0 | 20.1 | S |
 | ITACLIP (texts by a language model) | 67.9 | 37.5 | 37.7 | - | - | 27.0 | 40.2 | - | O |
 
+LeGrad publishes no mIoU on these; OpenImages-V7 p-mIoU 48.38 (S), where GEM has 50.9 and CLIP
+Surgery 47.8 (GEM's paper). SFP, test-time registers and VideoGEM: none that we know of on these
+sets.
+
 ViT-L/14:
 
 | method | VOC20 | Context59 | COCO-Stuff | Cityscapes | ADE | from |
@@ -48,73 +54,118 @@ PAGE = """\
 
 Made by `python benchmarks/leaderboard.py`.
 
-## Here: drawings, the model in the box
+## Here: drawings, the models in the box
 
-{model}, {count} collages of 3 to 4 drawings (`examples/scenes`, seed {seed}), every method on the
-same ones. In brackets: where 95 % of {resamples} resamplings of the pictures lie. Two rows whose
-intervals overlap by much are not told apart by these pictures, and what ranks first on drawings
-need not on photographs. `pointing`: the map's highest value lies on the thing. `own name`: over a
-thing, its own name has the highest mean of the picture's names. `mIoU`: of the picture's names
-and "background".
+{count} collages of 3 to 4 drawings (`examples/scenes`, seed {seed}) in each of two kinds of
+style, every method on the same ones. *Trained* styles are two that the models were trained on,
+*unseen* is OpenMoji, which they were not. In brackets: where 95 % of {resamples} resamplings of
+the pictures lie, in %. **Rows whose intervals overlap by much are not told apart by these
+pictures, and what ranks first on drawings need not on photographs.**
 
-A map counts only by what it has above maps that know nothing of the word. Controls:
+- *pointing*: the map's highest value lies on the thing;
+- *own name*: over a thing, its own name has the highest mean of the picture's names;
+- *mIoU*: of the picture's names and "background";
+- *above*: pointing, less that of the best control. A map counts only by what it has above maps
+  that know nothing of the word:
 
 {controls}
 
-{table}
+Methods stand here with their published settings, which were chosen for photographs and towers of
+12 blocks or more; these have {layers} blocks of width {width}. What a weight file asks for itself
+is the row "gem, as the file says". Rows are sorted by mIoU in trained styles.
 
-Methods stand here with their published settings, which were chosen for photographs and networks
-of 12 blocks or more; the model in the box has {layers}. GEM's own for it are in the first row.
+{tables}
 
 ## Published: photographs, other people's numbers
 
-mIoU in %, ViT-B/16 with OpenAI's weights, as published. None of it was measured here. Rows do not
-share one protocol; `docs/evaluation.md` has what each runs. From: R and C, figures in the READMEs
-of ResCLIP and ClearCLIP; O, the method's own README, U, a figure in it; S, quoted by a later
-paper.
+mIoU in %, ViT-B/16 with OpenAI's weights, as published. **None of it was measured here.** Rows do
+not share one protocol; [evaluation.md](evaluation.md) has what each runs. From: R and C, figures
+in the READMEs of ResCLIP and ClearCLIP; O, the method's own README, U, a figure in it; S, quoted
+by a later paper. An empty place: no number known to us.
 
 {published}
 """
+
+WEIGHTS = {
+    "v1": "Trained by CLIP's contrastive loss alone: methods on a CLIP that knows none of them.",
+    "v2": "Trained further through GEM's own stream: GEM and what is like it are at home here.",
+}
+STYLES = {"trained": ("noto", "fluent-emoji-flat"), "unseen": ("openmoji",)}
 
 
 def main() -> None:
     """Score, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=64, help="collages")
+    parser.add_argument("--count", type=int, default=64, help="collages of each kind of style")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "leaderboard.md")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
 
     import gem_lite
-    from gem_lite.tools.quality.compare import RESAMPLES, as_markdown, compare, explained
+    from gem_lite.tools.quality.compare import RESAMPLES, compare, explained
     from gem_lite.tools.quality.scenes import scenes
     from gem_lite.tools.quality.sprites import Sprites
 
-    model, transform = gem_lite.create_model_and_transforms("tiny-emoji", "v1")
-    models = {"gem, the weight file's settings": model}
-    for each in gem_lite.methods():
-        if each.name != "clip":  # has its row anyhow
-            models[each.name] = model.with_method(each.name)
     sprites = Sprites.load(ROOT / "examples" / "scenes" / "sprites.npz")
-    collages = list(scenes(sprites, seed=args.seed, count=args.count, jitter=0.0))
+    collages = {
+        title: list(scenes(sprites.select(styles=s), seed=args.seed, count=args.count, jitter=0.0))
+        for title, s in STYLES.items()
+    }
+    tables = []
+    for tag in args.weights:
+        model, transform = gem_lite.create_model_and_transforms("tiny-emoji", tag)
+        models = {"gem, as the file says": model}
+        for each in gem_lite.methods():
+            if each.name != "clip":  # has its row anyhow
+                models[each.name] = model.with_method(each.name)
 
-    def advance(done: int, total: int, name: str) -> None:
-        print(f"\r{done} of {total} {name:40}", end="", file=sys.stderr, flush=True)
+        def advance(done: int, total: int, name: str, tag: str = tag) -> None:
+            print(f"\r{tag}: {done} of {total} {name:40}", end="", file=sys.stderr, flush=True)
 
-    rows = compare(models, collages, transform, advance=advance)
+        rows = {
+            title: compare(models, pictures, transform, advance=advance)
+            for title, pictures in collages.items()
+        }
+        tables.append(f"### tiny-emoji {tag}\n\n{WEIGHTS[tag]}\n\n{table(rows)}")
     print(file=sys.stderr)
+    image = model.network.config.image
     page = PAGE.format(
-        model="tiny-emoji v1",
         count=args.count,
         seed=args.seed,
         resamples=RESAMPLES,
-        controls="\n".join(f"- {line}" for line in explained().splitlines()),
-        table=as_markdown(rows),
-        layers=model.network.config.image.layers,
-        published=PUBLISHED,
+        controls="\n".join(f"  - {line}" for line in explained().splitlines()),
+        layers=image.layers,
+        width=image.width,
+        tables="\n\n".join(tables),
+        published=PUBLISHED.replace("| - ", "| "),
     )
     args.output.write_text(page, encoding="utf-8")
+
+
+def table(rows: Mapping[str, Sequence[Any]]) -> str:
+    """One line for each method, from `compare`'s rows of each kind of style; best mIoU first."""
+    titles = [
+        f"{name}, {style}" for name in ("pointing", "above", "own name", "mIoU") for style in rows
+    ]
+    lines = ["| method | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    together = list(zip(*rows.values(), strict=True))  # the same row of each style
+    for several in sorted(together, key=lambda each: -each[0].figures()["miou"].value):
+        figures = [each.figures() for each in several]
+        above = [each.above_controls()["pointing"] if each.controls else None for each in several]
+        cells = [each["pointing"] for each in figures] + above
+        cells += [each[name] for name in ("own_name", "miou") for each in figures]
+        lines.append(f"| {several[0].name} | " + " | ".join(map(cell, cells)) + " |")
+    return "\n".join(lines)
+
+
+def cell(figure: Any) -> str:
+    """A figure in % with its interval."""
+    if figure is None:
+        return ""
+    value, low, high = (100 * each for each in figure)
+    return f"{value:.1f} ({low:.0f} to {high:.0f})"
 
 
 if __name__ == "__main__":

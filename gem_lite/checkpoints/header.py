@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast, get_args
 
 from ..method.base import Method
 from ..method.config import ImageConfig, ModelConfig, TextConfig
+from ..method.methods import make_method, method_classes
 from ..method.methods.gem import GEMConfig
 from .files import shown
 
@@ -41,12 +42,12 @@ class Header:
     def changed(self, *, config: ModelConfig, method: Method) -> "Header":
         """The header for weights that were in use and may have been trained further.
 
-        A method of the user's own is not recorded: whoever loads the file passes it again.
+        A method that is not in `methods/` is not recorded: whoever loads the file passes it again.
         """
         header = replace(self, config=config, verified="saved from memory")
         if isinstance(method, GEMConfig):
             return replace(header, gem=method, method="gem", settings={})
-        if method.name == Method.name:
+        if method_classes().get(method.name) is not type(method):
             return header
         return replace(header, method=method.name, settings=asdict(method))
 
@@ -58,6 +59,8 @@ class Header:
             raise ValueError(f"iters is {self.gem.iters}; expected at most {MOST_ITERS}")
         if self.gem.inv_temp is not None and not 1 / LARGEST <= self.gem.inv_temp <= LARGEST:
             raise ValueError(f"inv_temp is {self.gem.inv_temp}; expected at most {LARGEST}")
+        if self.method != "gem" and self.method in method_classes():
+            make_method(self.method, self.settings).reads(self.config.image.layers)
         if min(self.std) < 1 / LARGEST:
             raise ValueError(f"std is {self.std}; expected numbers above {1 / LARGEST}")
 

@@ -6,7 +6,7 @@ stream only reads. `methods/` has the published ones, a file each.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -39,6 +39,7 @@ class Trunk(NamedTuple):
     blocks: nn.ModuleList
     grid: tuple[int, int]  # patches (h, w)
     tokens: Mapping[int, Tensor]
+    ln_pre: nn.Module | None = None  # the tower's, for tokens that a method adds
     asked: slice = slice(None)
 
     def heads(self, block: int, tokens: Tensor | None = None) -> Heads:
@@ -110,11 +111,14 @@ class Method:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if type(field.default) is int:
-                count(field.name, value)
-            elif type(field.default) is float and value is not None:
-                positive(field.name, value)
+            choices = get_args(field.type)
+            value, optional = getattr(self, field.name), type(None) in choices
+            if optional and value is None:
+                continue
+            if choices and all(isinstance(each, str) for each in choices):
+                one_of(field.name, value, choices)
+            else:
+                checked(field.name, value, field.default, any_length="..." in str(field.type))
 
     def attention(self, heads: Heads) -> Tensor:
         """What the stream reads in a block: [b, h, n, c]. Here CLIP's own attention."""
@@ -138,6 +142,28 @@ class Method:
         tokens that the method reads; text: [p, e] float32, unit norm.
         """
         return similarity(features.gem[:, 1:], text)
+
+
+def checked(name: str, value: Any, like: Any, *, any_length: bool = False) -> None:
+    """Raise TypeError or ValueError for a value of another kind than a setting's default.
+
+    Whole numbers are 0 or more, others above 0; tuples have such members, as many as the default
+    has, or with `any_length` one or more.
+    """
+    if type(like) is bool and type(value) is not bool:
+        raise TypeError(f"{name} is {value!r}; expected true or false")
+    if type(like) is int:
+        count(name, value)
+    elif type(like) is float:
+        positive(name, value)
+    elif type(like) is str and type(value) is not str:
+        raise TypeError(f"{name} is {value!r}; expected a string")
+    elif type(like) is tuple and like:
+        lengths = range(1, 100) if any_length else (len(like),)
+        if type(value) is not tuple or len(value) not in lengths:
+            raise TypeError(f"{name} is {value!r}; expected several, such as {like}")
+        for member in value:
+            checked(name, member, like[0])
 
 
 def count(name: str, value: Any) -> None:
@@ -175,7 +201,11 @@ def scaled(blocks: Collection[int], layers: int, *, fixed: bool = False) -> list
     """Block numbers given for a tower of 12 layers, in the same depth of another one.
 
     fixed: for methods whose code counts from the first block; only smaller towers are scaled.
+    Raises ValueError for numbers of no block.
     """
+    last = max(12, layers) if fixed else 12
+    if wrong := [number for number in blocks if not 1 <= number <= last]:
+        raise ValueError(f"block {wrong[0]} in {tuple(blocks)}; expected 1 to {last}")
     if fixed and layers >= 12:
         return list(blocks)
     return [1 + (number - 1) * layers // 12 for number in blocks]

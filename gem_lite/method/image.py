@@ -137,7 +137,7 @@ class ImageEncoder(nn.Module):
 
         blocks = self.transformer.resblocks
         kept = self.reads.union(keep)
-        trunk = Trunk(blocks, grid, tokens := {0: clip} if 0 in kept else {})
+        trunk = Trunk(blocks, grid, tokens := {0: clip} if 0 in kept else {}, self.ln_pre)
         gem = clip
         for number, block in enumerate(blocks, start=1):
             if number <= self.plain_blocks:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .base import Heads, Trunk, scaled, weights
+from .base import Heads, Trunk, one_of, scaled, weights
 from .heatmap import similarity, upsample
 from .refine import neighbour_weights, refine
 from .tokens import gaussian_window, sum_of
@@ -83,7 +83,9 @@ def mixed_weights(method: Any, heads: Heads, agreement: Tensor | None = None) ->
     if method.std is not None:
         window = gaussian_window(heads.trunk.grid, method.std, heads.k)
     each = []
-    for a, b in method.pairs:
+    for pair in method.pairs:
+        one_of("pair", pair, [x + y for x in "qkv" for y in "qkv"])
+        a, b = pair
         scores = heads.q.shape[-1] ** -0.5 * getattr(heads, a) @ getattr(heads, b).mT
         if agreement is not None:
             scores = method.sfr[0] * ((1 - method.sfr[1]) * scores + agreement)

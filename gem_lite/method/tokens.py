@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .base import Trunk, weights
+
 
 def outlier_scores(x: Tensor, neighbours: int = 30) -> Tensor:
     """How much farther from its neighbours a patch is than they are from theirs: [b, n].
@@ -35,6 +37,26 @@ def outliers(x: Tensor, quantile: float = 0.95) -> Tensor:
     return scores > scores.quantile(quantile, dim=-1, keepdim=True)
 
 
+def sinks(trunk: Trunk, finder: str = "sinks", count: int = 10) -> Tensor:
+    """The patches that draw attention to themselves before the last block: [b, n] bool.
+
+    Of those to which the class token attends more (1.5 times its weight, mean over heads, in the
+    block before the last) than they do themselves, the `count` to which it attends most; or with
+    finder "norms" the `count` longest tokens (SFP's code).
+    """
+    before_last = max(1, len(trunk.blocks) - 1)
+    if finder == "norms":
+        strength = trunk.tokens[len(trunk.blocks) - 1][:, 1:].norm(dim=-1)  # [b, n]
+        candidates = torch.ones_like(strength, dtype=torch.bool)
+    else:
+        heads = trunk.heads(before_last)
+        attention = weights(heads.q, heads.k).mean(dim=1)  # [b, 1 + n, 1 + n]
+        strength = attention[:, 0, 1:]
+        candidates = 1.5 * strength > attention.diagonal(dim1=1, dim2=2)[:, 1:]
+    strongest = strength.where(candidates, -torch.inf).topk(min(count, strength.shape[1])).indices
+    return candidates & torch.zeros_like(candidates).scatter(1, strongest, True)
+
+
 def repair(
     x: Tensor, outliers: Tensor, grid: tuple[int, int], *, lonely_zero: bool = False
 ) -> Tensor:
@@ -53,14 +75,17 @@ def repair(
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:
-    """The sum of tensors of one shape."""
-    return torch.stack(list(tensors)).sum(dim=0)
+    """The sum of tensors of one shape. Raises ValueError where there are none."""
+    if not (listed := list(tensors)):
+        raise ValueError("no layers to sum; expected the first one not to lie behind the last")
+    return torch.stack(listed).sum(dim=0)
 
 
-def cosines(x: Tensor) -> Tensor:
-    """Cosines of patches with patches: [b, n, d] -> [b, n, n]."""
+def cosines(x: Tensor, least: float = -1.0) -> Tensor:
+    """Cosines of patches with patches, below `least` 0: [b, n, d] -> [b, n, n]."""
     x = F.normalize(x, dim=-1)
-    return x @ x.mT
+    alike = x @ x.mT
+    return alike if least <= -1 else alike.where(alike >= least, 0.0)
 
 
 def aggregate(x: Tensor, similarity: Tensor, threshold: float) -> Tensor:

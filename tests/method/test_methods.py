@@ -27,6 +27,7 @@ from gem_lite.method.methods.naclip import NACLIP
 from gem_lite.method.methods.resclip import ResCLIP
 from gem_lite.method.methods.sc_clip import SCCLIP
 from gem_lite.method.methods.sclip import SCLIP
+from gem_lite.method.methods.sfp import SFP
 from gem_lite.method.scores import feature_surgery, key_smoothing, prompt_denoising
 
 TOLERANCE = 1e-5  # of the largest value
@@ -61,7 +62,13 @@ GOLDEN: dict[str, Method] = {
     "naclip/vanilla_csa": SCLIP(),
     "scclip": make_method("sc_clip"),
     "scclip_other": SCCLIP(beta=0.2, class_share=0.5),
+    "sfp/SOM": make_method("sfp"),
+    "sfp/L2": SFP(finder="norms"),
+    "sfp/LOF": SFP(finder="scores"),
+    "naclip/reduced_nonly_std5": NACLIP(strategy="nonly"),
+    "naclip/reduced_kk": NACLIP(strategy="kk"),
     "itaclip": make_method("itaclip"),
+    "itaclip_qk": make_method("itaclip", {"self_self": False}),
 }
 RESCLIP: dict[str, ResCLIP] = {
     "resclip": ResCLIP(),
@@ -239,7 +246,15 @@ OTHER = {
     "clearclip": lambda t, x: reference.clearclip(t, x, "ClearCLIP", False, 1),
     "naclip": lambda t, x: reference.naclip(t, x, "reduced", "naclip", 5.0),
     "clip_surgery": reference.clip_surgery,
+    "videogem": lambda t, x: weighted_gem(t, x, (0.3, 0.4, 0.5, 0.6, 0.7, 0.9, 0.9, 0.9)),
 }
+
+
+def weighted_gem(tower: Tower, image: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """VideoGEM's static weights: of the input of the first of the last blocks, and of each."""
+    h, first = reference.stream(tower, image, "bicubic_antialias"), tower.layers + 1 - len(weights)
+    terms = [reference.gem_attention(tower, i + 1, h[i]) for i in range(first, tower.layers)]
+    return sum(w * x for w, x in zip(weights, [h[first], *terms], strict=True))
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -252,6 +267,13 @@ def test_another_model(name: str, size: tuple[int, int]) -> None:
     expected = reference.project(tower, OTHER[name](tower, image))
     found = encoder(tower, make_method(name))(image[None]).gem[0]
     assert error(found[1:], expected[1:]) <= 1e-10
+
+
+@torch.no_grad()
+def test_videogem_with_weights_of_one_is_gem() -> None:
+    tower, image = other_tower(), random_picture("other", (56, 88))
+    plain = encoder(tower, make_method("videogem", {"weights": 8 * (1.0,)}))(image[None]).gem
+    assert error(plain, encoder(tower, GEMConfig(blocks=7))(image[None]).gem) <= 1e-10
 
 
 @torch.no_grad()
@@ -355,13 +377,19 @@ def test_the_clip_stream_is_clips(name: str) -> None:
         ("naclip", {"std": 4.0}),
         ("sc_clip", {"beta": 0.5}),
         ("sc_clip", {"at": (8, 4, 4, 10)}),
+        ("sfp", {"beta": 0.45}),
+        ("sfp", {"finder": "norms"}),
+        ("sfp", {"class_share": 0.2}),
+        ("naclip", {"strategy": "kk"}),
         ("itaclip", {"middle": (7, 8, 9)}),
+        ("itaclip", {"self_self": False}),
     ],
 )
 def test_a_damaged_method_fails_its_golden(name: str, change: dict[str, object]) -> None:
     """The goldens would notice a dropped step or another constant."""
     key = {"clip_surgery": "surgery", "clearclip": "clearclip/ClearCLIP", "sc_clip": "scclip"}
     key |= {"naclip": "naclip/reduced_naclip_std5", "maskclip": "maskclip_quickgelu"}
+    key |= {"sfp": "sfp/SOM"}
     golden = key.get(name, name)
     method = make_method(name, change)
     _, _, features = encode(golden, "native", method)

@@ -51,7 +51,7 @@ ORDER: dict[str, list[str]] = {
     "method": [
         *("config", "checks", "heatmap", "base", "replace", "attention", "blocks", "image"),
         *("model", "presence", "segment", "windows", "refine", "pipeline", "scores", "tokens"),
-        *("semantic", "methods.*"),
+        *("semantic", "neurons", "methods.*"),
     ],
     "checkpoints": [
         *("files", "records", "header", "assemble", "ours"),

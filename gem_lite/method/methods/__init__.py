@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import fields
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..base import Method
@@ -26,11 +27,16 @@ def method_classes() -> dict[str, type[Method]]:
     """The classes of all methods by name, in alphabetical order."""
     classes = {}
     for _, file, _ in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f".{file}", __name__)
-        for _, kind in inspect.getmembers(module, inspect.isclass):
-            if kind.__module__ == module.__name__ and issubclass(kind, Method):
-                classes[kind.name] = kind
+        for kind in classes_in(importlib.import_module(f".{file}", __name__)):
+            classes[kind.name] = kind
     return dict(sorted(classes.items()))
+
+
+def classes_in(module: ModuleType) -> list[type[Method]]:
+    """The methods that a module defines itself."""
+    found = [kind for _, kind in inspect.getmembers(module, inspect.isclass)]
+    own = [kind for kind in found if kind.__module__ == module.__name__]
+    return [kind for kind in own if issubclass(kind, Method)]
 
 
 def methods() -> list[MethodInfo]:
@@ -55,10 +61,14 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     classes = method_classes()
     if name not in classes:
         raise ValueError(f"unknown method {name!r}; expected one of {list(classes)}")
-    kind, settings = classes[name], dict(settings or {})
+    return configured(classes[name], settings or {})
+
+
+def configured(kind: type[Method], settings: Mapping[str, Any]) -> Method:
+    """A method of a class with settings as JSON holds them. Raises as `make_method`."""
     known = [field.name for field in fields(kind)]
     if unknown := [key for key in settings if key not in known]:
-        raise ValueError(f"method {name!r} has no setting {unknown[0]!r}; it has {known}")
+        raise ValueError(f"method {kind.name!r} has no setting {unknown[0]!r}; it has {known}")
     listed: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
     }

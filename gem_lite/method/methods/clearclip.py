@@ -26,6 +26,8 @@ class ClearCLIP(Method):
 
     def reads(self, layers: int) -> range:
         """What the blocks before the last one are given."""
+        if not 1 <= self.last <= layers:
+            raise ValueError(f"last is {self.last}; expected 1 to {layers} blocks")
         return range(layers - self.last, layers - 1)
 
     def combine(self, gem: Tensor, trunk: Trunk) -> Tensor:

@@ -20,6 +20,7 @@ class ITACLIP(Method):
     name: ClassVar[str] = "itaclip"
     paper: ClassVar[str] = "Aydin et al., CVPR Workshops 2025, arXiv 2411.12044"
     positions: Positions = "bicubic_offset"
+    self_self: bool = True  # False: B = A(q, k), CLIP's own ("attn_self" off)
     middle: tuple[int, ...] = (7, 8, 10)  # of 12 blocks; in proportion in other towers
 
     def reads(self, layers: int) -> list[int]:
@@ -27,12 +28,13 @@ class ITACLIP(Method):
         return [number - 1 for number in scaled(self.middle, layers, fixed=True)]
 
     def attention(self, heads: Heads) -> Tensor:
-        """(B_last + mean of B_middle) / 2 v, B = softmax(q q^T) + softmax(k k^T) (section 3.1)."""
+        """(B_last + mean of B_middle) / 2 v, B = A(q, q) + A(k, k) (section 3.1)."""
         layers = len(heads.trunk.blocks)
         middle = map(heads.trunk.heads, scaled(self.middle, layers, fixed=True))
-        mean = torch.stack([_both(each) for each in middle]).mean(dim=0)
-        return (_both(heads) + mean) / 2 @ heads.v
+        mean = torch.stack([self._own(each) for each in middle]).mean(dim=0)
+        return (self._own(heads) + mean) / 2 @ heads.v
 
-
-def _both(heads: Heads) -> Tensor:
-    return weights(heads.q, heads.q) + weights(heads.k, heads.k)
+    def _own(self, heads: Heads) -> Tensor:
+        if not self.self_self:
+            return weights(heads.q, heads.k)
+        return weights(heads.q, heads.q) + weights(heads.k, heads.k)

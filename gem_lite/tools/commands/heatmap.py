@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .console import say
 from .inputs import Input, add_input_arguments, check_output, find_inputs, goes_to_stdout
-from .model import add_model_arguments, load_model
+from .model import add_model_arguments, described_method, load_model
 from .segment import add_background_argument, background_words
 from .words import add_word_arguments, chosen_words, reduced, templates_of
 
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from . import pictures
 
     model, transform = load_model(args)
+    method = described_method(model, plain=args.plain)
     batch = pictures.batch_size(args.batch, model.network.device)
     with torch.inference_mode():
         text = model.encode_text(words, templates=templates)
@@ -111,15 +112,14 @@ def run(args: argparse.Namespace) -> int:
         target = folder / f"{source.name}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         save_picture(sheet, target)
-        entry: dict[str, Any] = {"output": str(target)}
+        entry: dict[str, Any] = {"output": str(target), "method": method}
         if args.arrays:
             arrays = target.with_name(f"{target.stem}.npz")
             with atomic_file(arrays) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, maps=maps.numpy(), prompts=np.array(words))
             entry["arrays"] = str(arrays)
         if args.json:
-            size = (loaded.picture.height, loaded.picture.width)
-            entry["prompts"] = _figures(maps.numpy(), words, size)
+            entry["prompts"] = _figures(maps.numpy(), words, loaded.picture.size)
         return entry
 
     return pictures.for_each_picture(
@@ -136,7 +136,10 @@ def run(args: argparse.Namespace) -> int:
 def _figures(
     maps: NDArray[np.float32], words: list[str], size: tuple[int, int]
 ) -> list[dict[str, Any]]:
-    """For each prompt the highest and the mean cosine, and where in the picture the highest is."""
+    """For each prompt the highest and the mean cosine, and where in the picture the highest is.
+
+    size: the picture's, (w, h).
+    """
     figures = []
     height, width = maps.shape[1:]
     for word, cosines in zip(words, maps, strict=True):
@@ -147,8 +150,8 @@ def _figures(
                 "highest_cosine": round(float(cosines.max()), 6),
                 "mean_cosine": round(float(cosines.mean()), 6),
                 "highest_at": {
-                    "x": int((column + 0.5) * size[1] / width),
-                    "y": int((row + 0.5) * size[0] / height),
+                    "x": int((column + 0.5) * size[0] / width),
+                    "y": int((row + 0.5) * size[1] / height),
                 },
             }
         )

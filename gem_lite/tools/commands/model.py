@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...method.config import nearest
-from ..settings import parsed_method, parsed_setting
+from ..settings import asked_method, parsed_setting
 from .console import tell
 
 if TYPE_CHECKING:
+    from ...method.base import Method
     from ...pictures.transform import ImageTransform
     from ...predictor import GEMPredictor
 
@@ -50,7 +52,7 @@ def add_gem_arguments(parser: argparse.ArgumentParser, *, several: bool = False)
     group.add_argument(
         "--method",
         nargs="+" if several else None,
-        help="such as gem, clearclip, naclip or naclip:std=3 (gem_lite.methods())"
+        help="such as gem, clearclip, naclip:std=3 (gem_lite.methods()), or a file own.py"
         + ("; 'all' = every one" if several else ""),
     )
     group.add_argument(
@@ -159,6 +161,11 @@ def load_model(args: argparse.Namespace) -> tuple[GEMPredictor, ImageTransform]:
     return model, transform
 
 
+def described_method(model: GEMPredictor, *, plain: bool = False) -> dict[str, Any]:
+    """The method's name and settings, for results. plain: plain CLIP was asked for."""
+    return {"name": "clip"} if plain else {"name": model.method.name, **asdict(model.method)}
+
+
 def check_work(args: argparse.Namespace, sides: tuple[int, int], model: GEMPredictor) -> None:
     """Raise ValueError where `--size` and `--window` ask for more than a machine's memory.
 
@@ -194,10 +201,12 @@ def count_windows(sides: tuple[int, int], window: int, stride: int | None) -> in
     return rows * columns
 
 
-def chosen_method(args: argparse.Namespace) -> tuple[str | None, dict[str, Any] | None]:
+def chosen_method(args: argparse.Namespace) -> tuple[str | Method | None, dict[str, Any] | None]:
     """The method that the options ask for, and its settings; None = the weight file's."""
-    name, settings = parsed_method(args.method) if args.method else (None, {})
-    return name, {**settings, **dict(args.set)} or None
+    if not args.method:
+        return None, dict(args.set) or None
+    method, settings = asked_method(args.method, dict(args.set))
+    return method, settings or None
 
 
 def _name_in(path: Path) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..progress import Progress
-from ..settings import parsed_method
+from ..settings import asked_method
 from .console import say, say_json
 from .model import SHIPPED, add_model_arguments, load_model
 
@@ -122,7 +122,7 @@ def chosen_methods(model: GEMPredictor, texts: Sequence[str]) -> dict[str, GEMPr
         texts = [*(text for text in texts if text != "all"), *(each.name for each in methods())]
     chosen = {}
     for text in dict.fromkeys(texts):
-        name, settings = parsed_method(text)
-        own = name == model.method.name
-        chosen[text] = model.with_method(model.method if own else name, **settings)
+        method, settings = asked_method(text)
+        own = method == model.method.name
+        chosen[text] = model.with_method(model.method if own else method, **settings)
     return chosen

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .console import say
 from .inputs import Input, Inputs, add_input_arguments, check_output, find_inputs, goes_to_stdout
-from .model import add_model_arguments, count_windows, load_model
+from .model import add_model_arguments, count_windows, described_method, load_model
 from .words import (
     add_word_arguments,
     checked_words,
@@ -171,7 +171,9 @@ def run(args: argparse.Namespace) -> int:
             return {}
         paths = {kind: str(writer.write(labelled)) for kind, writer in writers.items()}
         shares = _shares(labelled.labels, names)
-        return {"output": next(iter(paths.values())), **paths, "classes": shares}
+        method = described_method(model, plain=args.plain)
+        output = next(iter(paths.values()))
+        return {"output": output, **paths, "method": method, "classes": shares}
 
     try:
         return pictures.for_each_picture(
