@@ -69,6 +69,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "pictures": [
         *("transform", "opening", "saving", "overlays", "labels", "boxes", "outlines", "writers"),
+        *("coco", "shapes", "geo", "formats"),
     ],
     "tools": [
         *("commands.console", "progress", "ranks", "demo", "settings"),
@@ -80,7 +81,13 @@ ORDER: dict[str, list[str]] = {
         *("evaluation.stages", "evaluation.tasks", "evaluation.evaluate"),
         *("app.limits", "app.question", "app.decoding", "app.engine"),
         *("app.connections", "app.server"),
-        *("commands.words", "commands.inputs", "commands.model", "commands.pictures"),
+        *(
+            "commands.words",
+            "commands.inputs",
+            "commands.formats",
+            "commands.model",
+            "commands.pictures",
+        ),
         *("commands.protocol", "commands.app", "commands.convert", "commands.demo"),
         *("commands.evaluate", "commands.segment", "commands.heatmap", "commands.models"),
         *("commands.quality", "commands.vendor", "cli"),
@@ -211,6 +218,7 @@ def test_third_parties_are_the_core_packages(name: str) -> None:
     inside = foreign_imports(TREES[name]) - foreign - set(sys.stdlib_module_names) - THIRD_PARTY
     allowed = {
         "checkpoints.files": {"filelock"},  # of torch's own requirements
+        "pictures.geo": {"rasterio"},
         "pictures.overlays": {"IPython"},
         "tools.app.connections": {"uvicorn"},
         "tools.app.server": {"starlette", "uvicorn"},
