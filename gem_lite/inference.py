@@ -1,4 +1,4 @@
-"""How a call runs: on which kernels, and with how many images at a time."""
+"""How a call runs: where, on which kernels, and with how many images at a time."""
 
 import torch
 from torch import Tensor, nn
@@ -6,6 +6,13 @@ from torch import Tensor, nn
 from .fast import switch as fast
 from .method.image import ImageFeatures
 from .method.model import GEMNetwork
+
+
+def best_device() -> str:
+    """CUDA where this PyTorch finds it, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def call_kernels(model: nn.Module, device: torch.device) -> str:

@@ -100,11 +100,7 @@ class Labels(Writer[Labelled]):
 
     def encode(self, result: Labelled) -> bytes:
         """PNG, with 16 bits where 8 are not enough."""
-        if len(self.names) > 255:
-            return png(Image.fromarray(result.labels.astype(np.uint16)))
-        picture = Image.fromarray(result.labels.astype(np.uint8))
-        picture.putpalette(voc_palette())
-        return png(picture)
+        return label_file(result.labels, len(self.names))
 
 
 class Overlay(Writer[Labelled]):
@@ -207,6 +203,15 @@ def png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
+
+
+def label_file(labels: NDArray[np.integer], names: int) -> bytes:
+    """Label maps [h, w] of so many names as VOC's palette PNG, or a PNG of 16 bits."""
+    if names > 255:
+        return png(Image.fromarray(labels.astype(np.uint16)))
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(voc_palette())
+    return png(picture)
 
 
 def word_file(index: int, name: str) -> str:

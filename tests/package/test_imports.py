@@ -31,11 +31,13 @@ ROOMS: dict[str, set[str]] = {
         *("checkpoints", "fast", "inference", "method", "pictures", "prompts", "tokenizer"),
     },
     "factory": {"checkpoints", "method", "pictures", "predictor", "prompts", "tokenizer"},
+    "labeller": {"factory", "inference", "method", "pictures", "predictor", "prompts"},
     "tools": {
         "_version",
         "checkpoints",
         "factory",
         "fast",
+        "labeller",
         "method",
         "pictures",
         "predictor",
@@ -43,7 +45,9 @@ ROOMS: dict[str, set[str]] = {
         "tokenizer",
     },
     "__main__": {"tools"},
-    "__init__": {"_version", "checkpoints", "factory", "method", "pictures", "predictor"},
+    "__init__": {
+        *("_version", "checkpoints", "factory", "labeller", "method", "pictures", "predictor"),
+    },
 }
 # Inside a room, in the order in which a reader meets them: a file imports only what stands before.
 ORDER: dict[str, list[str]] = {

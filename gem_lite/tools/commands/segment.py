@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...labeller import BACKGROUND
 from .console import say
 from .formats import add_format_argument, check_formats, open_writers
 from .inputs import Input, add_input_arguments, find_inputs, goes_to_stdout
@@ -37,10 +38,6 @@ FORMATS = (
     *("labels", "overlay", "masks", "coco", "coco-polygons", "npz", "geojson", "yolo"),
     "label-studio",
 )
-# What the field calls stuff. On labelled collages it scores, in mIoU of the words (and IoU of the
-# background), 39 % (81 %) where all that is there is asked for, 34 % (89 %) for one word; the word
-# "background" alone 39 % (81 %) and 23 % (78 %); no background 25 % (0 %) and 6 % (0 %).
-BACKGROUND = ["background", "wall", "sky", "ground", "floor"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
