@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .checkpoints.fetch import FetchError
     from .checkpoints.known import available_models
     from .factory import create_gem_model, create_model_and_transforms, get_tokenizer, save
+    from .labeller import Labeller
     from .method.base import Method
     from .method.config import ARCHITECTURES, ImageConfig, ModelConfig, TextConfig
     from .method.methods import methods
@@ -27,6 +28,7 @@ __all__ = [
     "GEMConfig",
     "GEMPredictor",
     "ImageConfig",
+    "Labeller",
     "Method",
     "ModelConfig",
     "Segmentation",
@@ -54,13 +56,13 @@ def __getattr__(name: str) -> Any:
     """A public name, imported when it is asked for: a command's help need not wait for PyTorch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import factory, predictor
+    from . import factory, labeller, predictor
     from .checkpoints import fetch, known
     from .method import base, config, methods, scores
     from .method.methods import gem
     from .pictures import boxes, labels, overlays, transform
 
-    homes = (factory, predictor, fetch, known, base, config, methods, gem, scores)
+    homes = (factory, labeller, predictor, fetch, known, base, config, methods, gem, scores)
     value = next(
         vars(home)[name]
         for home in (*homes, boxes, labels, overlays, transform)

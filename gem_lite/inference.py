@@ -1,4 +1,4 @@
-"""How a call runs: on which kernels, with how many images at a time, from pixels to maps."""
+"""How a call runs: where, on which kernels, how many images at a time, from pixels to maps."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -17,6 +17,13 @@ from .prompts import Prompts, Templates, TextEncoder, prompt_lists
 from .tokenizer import Tokenizer
 
 Normalize = bool | Literal["common"]
+
+
+def best_device() -> str:
+    """CUDA where this PyTorch finds it, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def call_kernels(model: nn.Module, device: torch.device) -> str:

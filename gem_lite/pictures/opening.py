@@ -1,9 +1,12 @@
 """Opening pictures that somebody else made: upright, in a known format, of bounded size."""
 
+import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .transform import to_rgb
@@ -65,6 +68,34 @@ def open_picture(
         raise PictureError(f"{label} is too large: {error}") from error
     except Exception as error:  # a damaged file breaks its decoder in every way there is
         raise PictureError(f"{label} cannot be read as a picture ({error})") from error
+
+
+def as_picture(source: Any, *, name: str = "the picture") -> Image.Image:
+    """A picture in RGB from any of the forms that people have one in.
+
+    source: an encoded picture (bytes), a path, Hugging Face's {"bytes", "path"}, a PIL image, or a
+    uint8 array [h, w], or [h, w, 1], 3 or 4. The first three are opened as by `open_picture`.
+    name: for messages. Raises TypeError for anything else, or as `open_picture`.
+    """
+    if isinstance(source, Mapping):
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return open_picture(io.BytesIO(source), name=name)
+    if isinstance(source, str | Path):
+        return open_picture(source)
+    if isinstance(source, Image.Image):
+        return to_rgb(source)
+    kind = type(source).__name__
+    if isinstance(source, np.ndarray):
+        pixels = source[:, :, 0] if source.ndim == 3 and source.shape[2] == 1 else source
+        plain = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+        if plain and pixels.dtype == np.uint8 and pixels.size:
+            return to_rgb(Image.fromarray(pixels))
+        kind = f"an array of {source.dtype}, shape {list(source.shape)}"
+    raise TypeError(
+        f"{name} is {kind}; expected an encoded picture (bytes), a path, a PIL image, or a uint8"
+        " array [h, w, 3]"
+    )
 
 
 def _upright(picture: Image.Image) -> Image.Image:

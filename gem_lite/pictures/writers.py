@@ -1,46 +1,70 @@
-"""Segmentations as files that other tools take: one interface for every format.
+"""Results as files that other tools take: one interface for every format, and its plain ones.
 
 A writer is made with the folder, gets `write(result)` for each picture, from any thread, and
-`close()` at the end; `target(name)` is the file that says whether a picture is done. FORMATS has
-them by name. To add one: a subclass of `Writer` with `encode`, and a row in FORMATS.
+`close()` at the end; `target(name)` is the file that says whether a picture is done. formats.py has
+them by name. To add one: a subclass of `Writer` with `encode`, and a row there.
 """
 
 import io
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from .labels import voc_palette
-from .outlines import Ring, coco_rle, one_ring, outlines
-from .overlays import label_overlay
+from .overlays import contact_sheet, label_overlay
 from .saving import replace_file
+
+Place = Callable[[Sequence[tuple[int, int]]], list[list[float]]]  # corners in pixels -> the world
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """A picture and its segmentation, of the picture's size."""
+class Result:
+    """What a command found in one picture."""
 
     name: str  # of its outputs: a relative path without an ending
     file_name: str  # of the picture
+    names: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Result):
+    """A picture and its segmentation, of the picture's size."""
+
     picture: Image.Image  # RGB, to look at; may be smaller than the labels
     labels: NDArray[np.int64]  # [h, w], 0 = background, k + 1 = names[k]
     confidence: NDArray[np.float32]  # [h, w], the winner's probability
-    names: Sequence[str]
+    world: Place | None = None  # where corners of pixels lie on the earth: longitude, latitude
 
     def masks(self) -> list[tuple[int, NDArray[np.bool_]]]:
         """(label, mask) of every name that has pixels."""
-        present = np.unique(self.labels)
-        return [(int(label), self.labels == label) for label in present if label > 0]
+        return word_masks(self.labels)
 
 
-class Writer:
+@dataclass(frozen=True, kw_only=True)
+class Mapped(Result):
+    """A picture and its heat maps."""
+
+    tiles: Sequence[Image.Image]  # the picture under each map, then what else is to be seen
+    maps: NDArray[np.float32]  # [p, h, w], cosines
+    size: tuple[int, int]  # of the picture, (h, w)
+
+
+R = TypeVar("R", bound=Result)
+
+
+def word_masks(labels: NDArray[np.integer]) -> list[tuple[int, NDArray[np.bool_]]]:
+    """(label, mask) of every label above 0 that has pixels."""
+    present = np.flatnonzero(np.bincount(labels.ravel()))
+    return [(int(label), labels == label) for label in present if label > 0]
+
+
+class Writer(Generic[R]):
     """One file for each picture, in a folder of the format's own or at the top."""
 
     folder = ""  # inside the output folder
@@ -57,13 +81,13 @@ class Writer:
         """Whether this picture was written before."""
         return self.target(name).exists()
 
-    def write(self, result: Labelled) -> Path:
+    def write(self, result: R) -> Path:
         """Write one picture's file, complete or not at all."""
         path = self.target(result.name)
         replace_file(path, self.encode(result))
         return path
 
-    def encode(self, result: Labelled) -> bytes:
+    def encode(self, result: R) -> bytes:
         """What the file holds."""
         raise NotImplementedError
 
@@ -71,19 +95,15 @@ class Writer:
         """Write what belongs to all pictures."""
 
 
-class Labels(Writer):
+class Labels(Writer[Labelled]):
     """Pascal VOC's form: a palette picture whose values are the labels, 0 = background."""
 
     def encode(self, result: Labelled) -> bytes:
         """PNG, with 16 bits where 8 are not enough."""
-        if len(self.names) > 255:
-            return _png(Image.fromarray(result.labels.astype(np.uint16)))
-        picture = Image.fromarray(result.labels.astype(np.uint8))
-        picture.putpalette(voc_palette())
-        return _png(picture)
+        return label_file(result.labels, len(self.names))
 
 
-class Overlay(Writer):
+class Overlay(Writer[Labelled]):
     """The segmentation over the picture, with a legend."""
 
     folder = "overlay"
@@ -92,10 +112,10 @@ class Overlay(Writer):
         """PNG in RGB."""
         import torch
 
-        return _png(label_overlay(result.picture, torch.from_numpy(result.labels), self.names))
+        return png(label_overlay(result.picture, torch.from_numpy(result.labels), self.names))
 
 
-class Masks(Writer):
+class Masks(Writer[Labelled]):
     """A black and white picture for each word: `masks/NAME/WORD.png`, 255 = the word."""
 
     folder, ending = "masks", ""
@@ -105,11 +125,11 @@ class Masks(Writer):
         path = self.target(result.name)
         for index, name in enumerate(self.names):
             mask = Image.fromarray(result.labels == index + 1)
-            replace_file(path / f"{index + 1:02d}-{_file_name(name)}.png", _png(mask))
+            replace_file(path / word_file(index, name), png(mask))
         return path
 
 
-class Arrays(Writer):
+class Arrays(Writer[Labelled]):
     """NumPy arrays: labels, confidence, names."""
 
     folder, ending = "npz", ".npz"
@@ -126,171 +146,75 @@ class Arrays(Writer):
         return file.getvalue()
 
 
-class GeoJSON(Writer):
-    """A MultiPolygon for each word, in pixels: x to the right, y down."""
+class Sheet(Writer[Mapped]):
+    """Every word's map over the picture, side by side."""
 
-    folder, ending = "geojson", ".geojson"
-
-    def encode(self, result: Labelled) -> bytes:
-        """RFC 7946's form: closed rings, holes after the border."""
-        features = []
-        for label, mask in result.masks():
-            polygons = [
-                [_closed(piece.outer), *map(_closed, piece.holes)] for piece in outlines(mask)
-            ]
-            features.append(
-                {
-                    "type": "Feature",
-                    "properties": {
-                        "name": self.names[label - 1],
-                        "label": label,
-                        "pixels": int(mask.sum()),
-                        "confidence": _mean(result.confidence[mask]),
-                    },
-                    "geometry": {"type": "MultiPolygon", "coordinates": polygons},
-                }
-            )
-        return json.dumps({"type": "FeatureCollection", "features": features}).encode()
+    def encode(self, result: Mapped) -> bytes:
+        """PNG in RGB."""
+        return png(contact_sheet(result.tiles, columns=min(4, len(result.tiles))))
 
 
-class YOLO(Writer):
-    """Ultralytics' segmentation labels: `class x y x y ...` a line, parts of the sides; and names.
+class Tiles(Writer[Mapped]):
+    """A picture for each word: `overlays/NAME/WORD.png`, the map over the picture."""
 
-    `classes.txt` beside them has the names, the class 0 in its first line.
-    """
+    folder, ending = "overlays", ""
 
-    folder, ending = "yolo", ".txt"
-
-    def encode(self, result: Labelled) -> bytes:
-        """A line for each piece of each word; a picture without any has an empty file."""
-        height, width = result.labels.shape
-        lines = []
-        for label, mask in result.masks():
-            for piece in outlines(mask):
-                numbers = [f"{x / width:.6g} {y / height:.6g}" for x, y in one_ring(piece)]
-                lines.append(f"{label - 1} {' '.join(numbers)}\n")
-        return "".join(lines).encode()
-
-    def close(self) -> None:
-        """Write the names."""
-        text = "".join(f"{name}\n" for name in self.names)
-        replace_file(self.output / "classes.txt", text.encode())
+    def write(self, result: Mapped) -> Path:
+        """Write a file for every word."""
+        path = self.target(result.name)
+        for index, (name, tile) in enumerate(zip(self.names, result.tiles, strict=False)):
+            replace_file(path / word_file(index, name), png(tile))
+        return path
 
 
-class COCO(Writer):
-    """One `coco.json` for all: an annotation for each word of each picture, as run lengths.
+class Maps(Writer[Mapped]):
+    """A grey picture for each word, `maps/NAME/WORD.png`: lowest cosine black, highest white."""
 
-    What an earlier run left there stays, and its pictures count as done.
-    """
+    folder, ending = "maps", ""
 
-    ending = "coco.json"
-
-    def __init__(self, output: Path, names: Sequence[str]) -> None:
-        super().__init__(output, names)
-        # By file name: the image, and its annotations without numbers.
-        self._pictures: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
-        path = self.output / self.ending
-        if path.is_file():
-            self._read(path)
-
-    def _read(self, path: Path) -> None:
-        try:
-            before = json.loads(path.read_bytes())
-            names = [category["name"] for category in before["categories"]]
-            for image in before["images"]:
-                self._pictures[image["file_name"]] = (image, [])
-            by_number = {image["id"]: own for image, own in self._pictures.values()}
-            for annotation in before["annotations"]:
-                by_number[annotation["image_id"]].append(annotation)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{path} is not COCO's JSON; move it away") from error
-        if names != self.names:
-            raise ValueError(f"{path} has other words: {', '.join(names)}; give another --output")
-
-    def target(self, name: str) -> Path:
-        """The one file."""
-        return self.output / self.ending
-
-    def done(self, name: str, file_name: str) -> bool:
-        """Whether this picture is in it."""
-        return file_name in self._pictures
-
-    def write(self, result: Labelled) -> Path:
-        """Keep a picture's annotations until `close`."""
-        height, width = result.labels.shape
-        annotations = []
-        for label, mask in result.masks():
-            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-            left, top = int(columns[0]), int(rows[0])
-            annotations.append(
-                {
-                    "category_id": label,
-                    "segmentation": self.segmentation(mask),
-                    "area": int(mask.sum()),
-                    "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
-                    "iscrowd": 0,
-                    "score": _mean(result.confidence[mask]),
-                }
-            )
-        image = {"file_name": result.file_name, "width": width, "height": height}
-        self._pictures[result.file_name] = (image, annotations)
-        return self.target(result.name)
-
-    def segmentation(self, mask: NDArray[np.bool_]) -> Any:
-        """A mask in one of COCO's two forms."""
-        return coco_rle(mask)
-
-    def close(self) -> None:
-        """Write the file."""
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for number, name in enumerate(sorted(self._pictures), start=1):
-            image, own = self._pictures[name]
-            images.append({**image, "id": number})
-            for annotation in own:
-                annotations.append({**annotation, "id": len(annotations) + 1, "image_id": number})
-        categories = [{"id": number, "name": name} for number, name in enumerate(self.names, 1)]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        replace_file(self.target(""), json.dumps(content).encode())
+    def write(self, result: Mapped) -> Path:
+        """Write a file of the picture's size for every word."""
+        path = self.target(result.name)
+        height, width = result.size
+        for index, (name, heat) in enumerate(zip(self.names, result.maps, strict=True)):
+            span = float(np.ptp(heat)) or 1.0
+            # PIL counts (width, height).
+            large = Image.fromarray((heat - heat.min()) / span).resize((width, height))
+            grey = np.asarray(large).clip(0, 1) * 255
+            picture = Image.fromarray(grey.round().astype(np.uint8))
+            replace_file(path / word_file(index, name), png(picture))
+        return path
 
 
-class COCOPolygons(COCO):
-    """The same in `coco-polygons.json`, as polygons: holes are reached by a cut without width."""
+class MapArrays(Writer[Mapped]):
+    """NumPy arrays beside the sheet: the cosines, as the model gave them, and the words."""
 
-    ending = "coco-polygons.json"
+    ending = ".npz"
 
-    def segmentation(self, mask: NDArray[np.bool_]) -> Any:
-        """Rings of numbers x, y, x, y, ..."""
-        return [
-            [number for corner in one_ring(piece) for number in corner] for piece in outlines(mask)
-        ]
-
-
-FORMATS: dict[str, type[Writer]] = {
-    "labels": Labels,
-    "overlay": Overlay,
-    "masks": Masks,
-    "coco": COCO,
-    "coco-polygons": COCOPolygons,
-    "npz": Arrays,
-    "geojson": GeoJSON,
-    "yolo": YOLO,
-}
+    def encode(self, result: Mapped) -> bytes:
+        """Compressed, read with `numpy.load`."""
+        file = io.BytesIO()
+        np.savez_compressed(file, maps=result.maps, prompts=np.array(self.names))
+        return file.getvalue()
 
 
-def _png(picture: Image.Image) -> bytes:
+def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
 
 
-def _closed(ring: Ring) -> Ring:
-    return [*ring, ring[0]]
+def label_file(labels: NDArray[np.integer], names: int) -> bytes:
+    """Label maps [h, w] of so many names as VOC's palette PNG, or a PNG of 16 bits."""
+    if names > 255:
+        return png(Image.fromarray(labels.astype(np.uint16)))
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(voc_palette())
+    return png(picture)
 
 
-def _mean(values: NDArray[np.float32]) -> float:
-    return round(float(values.mean(dtype=np.float64)), 6)
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w-]+", "_", name).strip("_")[:40] or "word"
+def word_file(index: int, name: str) -> str:
+    """The file of a word among others: its number from 1, and what is safe in a file's name."""
+    safe = re.sub(r"[^\w-]+", "_", name).strip("_")[:40]
+    return f"{index + 1:02d}-{safe or 'word'}.png"

@@ -12,8 +12,10 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image
 
+from gem_lite.pictures.formats import FORMATS
 from gem_lite.pictures.outlines import coco_rle, one_ring, outlines, run_lengths
-from gem_lite.pictures.writers import FORMATS, Labelled, Writer
+from gem_lite.pictures.shapes import brush_rle
+from gem_lite.pictures.writers import Labelled, Writer
 
 NAMES = ["cat", "remote control", "élan/../x"]
 masks = arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -206,6 +208,56 @@ def test_yolos_lines_have_the_pixels(tmp_path: Path) -> None:
         ring = [(a, b) for a, b in corners]
         again += (int(number) + 1) * filled_with_cuts(ring, again.shape)
     assert np.array_equal(again, expected.labels)
+
+
+@settings(max_examples=200, deadline=None)
+@given(masks)
+def test_brush_strokes_come_back(mask: NDArray[np.bool_]) -> None:
+    assert np.array_equal(unpacked(brush_rle(mask)), np.repeat(mask.ravel(), 4) * 255)
+
+
+def test_label_studio_reads_the_brush(tmp_path: Path) -> None:
+    """Also runs above 65,536 values; by Label Studio's own code where it is installed."""
+    large = np.zeros((300, 400), dtype=bool)
+    large[10:250] = True
+    large[40:90, 100:200] = False
+    assert np.array_equal(unpacked(brush_rle(large)), np.repeat(large.ravel(), 4) * 255)
+    expected = result("deep/er")
+    _, (path,) = written("label-studio", tmp_path, expected)
+    task = json.loads(path.read_text())
+    assert task["data"] == {"image": "deep/er.jpg"}
+    strokes = task["predictions"][0]["result"]
+    assert [each["value"]["brushlabels"] for each in strokes] == [[name] for name in NAMES[:2]]
+    for label, each in enumerate(strokes, start=1):
+        height, width = each["original_height"], each["original_width"]
+        alpha = unpacked(each["value"]["rle"]).reshape(height, width, 4)[:, :, 3]
+        assert np.array_equal(alpha, (expected.labels == label) * 255)
+    theirs = pytest.importorskip("label_studio_sdk.converter.brush")
+    for mask in (large, expected.labels == 2):
+        decoded = theirs.decode_rle(brush_rle(mask)).reshape(*mask.shape, 4)
+        assert np.array_equal(decoded, np.repeat(mask[..., None], 4, axis=2) * 255)
+        assert np.array_equal(decoded.ravel(), unpacked(theirs.encode_rle(decoded.ravel())))
+
+
+def unpacked(code: list[int]) -> NDArray[np.uint8]:
+    """Values of a run-length code as thi.ng's rle-pack describes it, bit by bit."""
+    bits = "".join(f"{byte:08b}" for byte in code)
+    place = 0
+
+    def number(size: int) -> int:
+        nonlocal place
+        place += size
+        return int(bits[place - size : place], 2)
+
+    count, word = number(32), number(5) + 1
+    sizes = [number(4) + 1 for _ in range(4)]
+    values: list[int] = []
+    while len(values) < count:
+        same = number(1)
+        length = number(sizes[number(2)]) + 1
+        values += [number(word)] * length if same else [number(word) for _ in range(length)]
+    assert len(values) == count and len(bits) - place < 8
+    return np.array(values, dtype=np.uint8)
 
 
 def filled_with_cuts(ring: list[tuple[int, int]], shape: tuple[int, int]) -> NDArray[np.bool_]:

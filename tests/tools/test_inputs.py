@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gem_lite.pictures.formats import FORMATS, MAP_FORMATS
 from gem_lite.predictor import GEMPredictor
 from gem_lite.tools.cli import command_parser, main
+from gem_lite.tools.commands import heatmap, segment
 from gem_lite.tools.commands import inputs as module
 from gem_lite.tools.commands.inputs import check_output, find_inputs
 from gem_lite.tools.commands.words import chosen_words, split_words
@@ -304,12 +306,40 @@ def test_what_fails_while_writing_ends_the_command(
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gem_lite.pictures.saving.replace_file", full)
+    monkeypatch.setattr("gem_lite.pictures.writers.replace_file", full)
     code, out, err = run("heatmap", "photos", "--prompts", "cat")
     assert (code, out) == (2, "") and "No space left" in err and len(err.splitlines()) == 1
 
 
 def test_formats_that_need_a_folder(run: Run, folder: Path) -> None:
     """Nothing else is written in their place."""
-    code, out, err = run("segment", "photos/a.png", "-p", "cat", "--format", "coco", "-o", "-")
-    assert (code, out) == (2, "") and "--format coco needs a folder" in err
+    for command, kind in (("segment", "coco"), ("heatmap", "npz")):
+        code, out, err = run(command, "photos/a.png", "-p", "cat", "--format", kind, "-o", "-")
+        assert (code, out) == (2, "") and f"--format {kind} needs a folder" in err
+
+
+def test_formats_of_both_commands(run: Run, folder: Path) -> None:
+    """What `--format` takes is what there is, and each leaves its files; sheets are as before."""
+    assert list(FORMATS) == list(segment.FORMATS) and list(MAP_FORMATS) == list(heatmap.FORMATS)
+    words = ["-p", "cat", "remote control"]
+    assert run("heatmap", "photos/a.png", *words, "-o", "alone")[0] == 0
+    code, out, _ = run(
+        *("heatmap", "photos/a.png", *words, "--format", *heatmap.FORMATS, "--arrays", "--json")
+    )
+    entry = json.loads(out)
+    assert code == 0 and entry["output"] == entry["sheet"] == str(Path("heatmaps", "a.png"))
+    assert entry["arrays"] == entry["npz"] == str(Path("heatmaps", "a.npz"))
+    assert Path("heatmaps/a.png").read_bytes() == Path("alone/a.png").read_bytes()
+    maps = np.load(entry["npz"])["maps"]
+    for kind in ("overlays", "maps"):
+        files = sorted(Path(entry[kind]).iterdir())
+        assert [path.name for path in files] == ["01-cat.png", "02-remote_control.png"]
+    with Image.open("heatmaps/maps/a/02-remote_control.png") as picture:
+        grey = np.asarray(picture)
+    assert grey.shape == (40, 60) and (grey.min(), grey.max()) == (0, 255)
+    row, column = divmod(int(maps[1].argmax()), maps.shape[2])
+    near = grey[row * 40 // maps.shape[1], column * 60 // maps.shape[2]]
+    assert near > 200  # the place of the highest cosine is white
+    code, out, _ = run("segment", "photos/a.png", *words, "--format", *segment.FORMATS, "--json")
+    entry = json.loads(out)
+    assert code == 0 and all(Path(entry[kind]).exists() for kind in segment.FORMATS)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .console import say
-from .inputs import Input, add_input_arguments, check_output, find_inputs, goes_to_stdout
+from .formats import add_format_argument, check_formats, open_writers
+from .inputs import Input, add_input_arguments, find_inputs, goes_to_stdout
 from .model import add_model_arguments, described_method, load_model
 from .segment import add_background_argument, background_words
 from .words import add_word_arguments, chosen_words, reduced, templates_of
@@ -16,7 +16,6 @@ from .words import add_word_arguments, chosen_words, reduced, templates_of
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from PIL import Image
 
     from .pictures import Loaded
 
@@ -24,14 +23,9 @@ HELP = "heat maps of pictures, one sheet each"
 EXAMPLES = """\
 gem-lite heatmap {demo} --prompts fish drum
 gem-lite heatmap {demo} -p fish,drum,"hot dog" --plain -o plain
-gem-lite heatmap {demo} --prompts fish --arrays --json
+gem-lite heatmap {demo} --prompts fish --format sheet npz --json
 """
-
-
-class _Result(NamedTuple):
-    sheet: Image.Image
-    maps: NDArray[np.float32]  # [p, h, w] cosines
-    size: tuple[int, int]  # of the picture, (h, w)
+FORMATS = ("sheet", "overlays", "maps", "npz")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain", action="store_true", help="plain CLIP's maps, to compare")
     parser.add_argument("--segment", action="store_true", help="add the segmentation")
     add_background_argument(parser)
-    parser.add_argument(
-        "--arrays", action="store_true", help="also write NAME.npz: the cosines [prompts, h, w]"
+    add_format_argument(
+        parser,
+        FORMATS,
+        ("sheet",),
+        "sheet = all maps of a picture in the folder, npz = the cosines [prompts, h, w] beside it,"
+        " overlays = a picture for each word, maps = the same in grey, without the picture",
     )
+    parser.add_argument("--arrays", action="store_true", help="the same as npz beside --format")
     parser.add_argument("--json", action="store_true", help="print one JSON object per picture")
     add_model_arguments(parser)
 
@@ -61,22 +60,19 @@ def run(args: argparse.Namespace) -> int:
     words = chosen_words(args)
     templates = templates_of(args)
     inputs = find_inputs(args)
-    folder = Path(args.output)
     to_stdout = goes_to_stdout(args, inputs)
-    outputs = [(each, folder / f"{each.name}.png") for each in inputs.pictures]
-    if not to_stdout:
-        check_output(folder, outputs)
-    if args.skip_existing:
-        inputs.pictures = [each for each, target in outputs if not target.exists()]
+    check_formats(args, FORMATS[0])
+    if args.arrays and "npz" not in args.format:
+        args.format.append("npz")
 
-    import numpy as np
     import torch
 
-    from ...checkpoints.files import atomic_file
-    from ...pictures.overlays import contact_sheet, label_overlay, visualize
-    from ...pictures.saving import save_picture
+    from ...pictures.formats import MAP_FORMATS
+    from ...pictures.overlays import label_overlay, visualize
+    from ...pictures.writers import Mapped
     from . import pictures
 
+    writers = open_writers(args, MAP_FORMATS, words, inputs)
     model, transform = load_model(args)
     method = described_method(model, plain=args.plain)
     batch = pictures.batch_size(args.batch, model.network.device)
@@ -105,19 +101,23 @@ def run(args: argparse.Namespace) -> int:
         tiles = visualize(shown, words, maps[None])
         if labels is not None:
             tiles.append(label_overlay(shown, labels, words))
-        sheet = contact_sheet(tiles, columns=min(4, len(tiles)))
+        size = (loaded.picture.height, loaded.picture.width)
+        mapped = Mapped(
+            name=source.name,
+            file_name=source.file_name,
+            names=words,
+            tiles=tiles,
+            maps=maps.numpy(),
+            size=size,
+        )
         if to_stdout:
-            sheet.save(sys.stdout.buffer, "PNG")
+            sys.stdout.buffer.write(writers["sheet"].encode(mapped))
             return {}
-        target = folder / f"{source.name}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(sheet, target)
-        entry: dict[str, Any] = {"output": str(target), "method": method}
+        paths = {kind: str(writer.write(mapped)) for kind, writer in writers.items()}
+        output = next(iter(paths.values()))
+        entry: dict[str, Any] = {"output": output, "method": method, **paths}
         if args.arrays:
-            arrays = target.with_name(f"{target.stem}.npz")
-            with atomic_file(arrays) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, maps=maps.numpy(), prompts=np.array(words))
-            entry["arrays"] = str(arrays)
+            entry["arrays"] = paths["npz"]
         if args.json:
             entry["prompts"] = _figures(maps.numpy(), words, loaded.picture.size)
         return entry

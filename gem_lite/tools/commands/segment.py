@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...labeller import BACKGROUND
 from .console import say
-from .inputs import Input, Inputs, add_input_arguments, check_output, find_inputs, goes_to_stdout
+from .formats import add_format_argument, check_formats, open_writers
+from .inputs import Input, add_input_arguments, find_inputs, goes_to_stdout
 from .model import add_model_arguments, count_windows, described_method, load_model
 from .words import (
     add_word_arguments,
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ...pictures.writers import Writer
     from .pictures import Loaded
 
 HELP = "which pixel belongs to which word: label maps, masks, COCO, YOLO"
@@ -33,11 +34,10 @@ gem-lite segment {demo} --prompts fish drum elephant
 gem-lite segment {demo} -p "drum|drum kit,fish" --background wall floor --threshold 0.6 --json
 gem-lite segment {demo} -p fish drum --format coco masks
 """
-FORMATS = ("labels", "overlay", "masks", "coco", "coco-polygons", "npz", "geojson", "yolo")
-# What the field calls stuff. On labelled collages it scores, in mIoU of the words (and IoU of the
-# background), 39 % (81 %) where all that is there is asked for, 34 % (89 %) for one word; the word
-# "background" alone 39 % (81 %) and 23 % (78 %); no background 25 % (0 %) and 6 % (0 %).
-BACKGROUND = ["background", "wall", "sky", "ground", "floor"]
+FORMATS = (
+    *("labels", "overlay", "masks", "coco", "coco-polygons", "npz", "geojson", "yolo"),
+    "label-studio",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,13 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="segments",
         help="folder, or - for the labels on standard output (default: %(default)s)",
     )
+    add_format_argument(
+        parser,
+        FORMATS,
+        ("labels", "overlay"),
+        "labels = VOC's PNGs in the folder, the others inside it",
+    )
     parser.add_argument(
-        "--format",
-        nargs="+",
-        choices=FORMATS,
-        default=["labels", "overlay"],
-        help="what to write: labels = VOC's PNGs in the folder, the others inside it (default:"
-        " labels overlay)",
+        "--world",
+        action="store_true",
+        help="geojson in longitude and latitude, where a GeoTIFF lies (extra geo)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per picture")
     add_model_arguments(parser)
@@ -102,18 +105,17 @@ def run(args: argparse.Namespace) -> int:
     _check_options(args)
     inputs = find_inputs(args)
     to_stdout = goes_to_stdout(args, inputs)
-    if to_stdout and "labels" not in args.format:
-        raise ValueError(
-            f"--format {' '.join(args.format)} needs a folder: labels alone go to standard output"
-        )
+    check_formats(args, FORMATS[0])
 
     import torch
 
+    from ...pictures.formats import FORMATS as WRITERS
+    from ...pictures.geo import world_of
     from ...pictures.writers import Labelled
     from ..progress import Progress
     from . import pictures
 
-    writers = _writers(args, names, inputs)
+    writers = open_writers(args, WRITERS, names, inputs)
     model, transform = load_model(args)
     batch = pictures.batch_size(args.batch, model.network.device)
 
@@ -144,20 +146,27 @@ def run(args: argparse.Namespace) -> int:
                 advance=advance,
             )
 
-    def work(group: list[Loaded]) -> list[tuple[Loaded, Any, Any]]:
+    def work(group: list[Loaded]) -> list[tuple[Loaded, Any, Any, Any]]:
         images = torch.stack([each.tensor for each in group])
         sizes = {(each.picture.height, each.picture.width) for each in group}
         if len(sizes) > 1:  # of one size for the model only
             return [result for loaded in group for result in work([loaded])]
         result = segmented(images, sizes.pop(), group[0].input.source)
-        return list(zip(group, result.labels.cpu(), result.confidence.cpu(), strict=True))
+        worlds = [
+            world_of(Path(each.input.source), (each.picture.height, each.picture.width))
+            if args.world
+            else None
+            for each in group
+        ]
+        labels, confidence = result.labels.cpu(), result.confidence.cpu()
+        return list(zip(group, labels, confidence, worlds, strict=True))
 
     # What is wrong with an option is said once, before the first picture.
     side = max(min(args.window or 0, model.header.size), model.network.config.image.patch)
     segmented(torch.zeros(1, 3, side, side), (8, 8))
 
-    def write(result: tuple[Loaded, Any, Any], source: Input) -> dict[str, Any]:
-        loaded, labels, confidence = result
+    def write(result: tuple[Loaded, Any, Any, Any], source: Input) -> dict[str, Any]:
+        loaded, labels, confidence, world = result
         labelled = Labelled(
             name=source.name,
             file_name=source.file_name,
@@ -165,6 +174,7 @@ def run(args: argparse.Namespace) -> int:
             labels=labels.numpy(),
             confidence=confidence.numpy(),
             names=names,
+            world=world,
         )
         if to_stdout:
             sys.stdout.buffer.write(writers["labels"].encode(labelled))
@@ -204,30 +214,5 @@ def _check_options(args: argparse.Namespace) -> None:
     for option, value in (("--window", args.window), ("--stride", args.stride)):
         if value is not None and value < 1:
             raise ValueError(f"{option} is {value}; expected at least 1 pixel")
-
-
-def _writers(args: argparse.Namespace, names: list[str], inputs: Inputs) -> dict[str, Writer]:
-    """A writer for each format; with `--skip-existing` its pictures leave the inputs."""
-    from ...pictures.writers import FORMATS as WRITERS
-    from ..ranks import this_rank
-
-    if args.output == "-":
-        return {"labels": WRITERS["labels"](Path(), names)}
-    if this_rank().world > 1 and any(kind.startswith("coco") for kind in args.format):
-        raise ValueError("--format coco is one file for all; it cannot be written by torchrun")
-    folder = Path(args.output)
-    writers = {kind: WRITERS[kind](folder, names) for kind in dict.fromkeys(args.format)}
-    targets = [
-        (each, writer.target(each.name))
-        for writer in writers.values()
-        for each in inputs.pictures
-        if writer.target("") != writer.target("x")  # a file of its own for each picture
-    ]
-    check_output(folder, targets)
-    if args.skip_existing:
-        inputs.pictures = [
-            each
-            for each in inputs.pictures
-            if not all(writer.done(each.name, each.file_name) for writer in writers.values())
-        ]
-    return writers
+    if args.world and "geojson" not in args.format:
+        raise ValueError("--world is of --format geojson; give both")
