@@ -220,6 +220,7 @@ export class View {
     tip.hidden = !rows.length;
     const box = $("view").getBoundingClientRect();
     const x = event.clientX - box.left + 16, y = event.clientY - box.top + 16;
+    tip.style.setProperty("left", "0px"); // Measured where it has room: near the edge it shrinks.
     const beyond = x + tip.offsetWidth > box.width;
     tip.style.setProperty("left", `${Math.max(0, beyond ? x - tip.offsetWidth - 32 : x)}px`);
     tip.style.setProperty("top", `${Math.max(0, Math.min(y, box.height - tip.offsetHeight))}px`);
