@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PAUSE = 0.5  # seconds before a dropped client comes back
 MOST_CLIENTS, MOST_SECONDS = 2000, 120
 QUESTION = {
-    "model": "tiny-emoji v1",
+    "model": "tiny-emoji v2",
     "example": "demo.png",
     "prompts": ["fish", "drum"],
     "background": ["background"],
@@ -150,7 +150,7 @@ def main() -> None:
     if not 0 < args.seconds <= MOST_SECONDS:
         parser.error(f"--seconds: more than 0, at most {MOST_SECONDS}")
     command = [sys.executable, "-m", "gem_lite", "app", "--port", "0", "--device", "cpu"]
-    command += ["--model", "tiny-emoji", "--pretrained", "v1"]
+    command += ["--model", "tiny-emoji", "--pretrained", "v2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--model", default="tiny-emoji")
-    parser.add_argument("--pretrained", default="v1")
+    parser.add_argument("--pretrained", default="v2")
     parser.add_argument("--sides", type=int, nargs=2, default=(32, 160), help="of the input")
     args = parser.parse_args()
     random = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from PIL import Image
 import gem_lite as gem
 from gem_lite.tools.demo import demo_picture
 
-model, transform = gem.create_model_and_transforms("tiny-emoji", "v1")
+model, transform = gem.create_model_and_transforms("tiny-emoji", "v2")
 model  # its layers
 
 # %% [markdown]

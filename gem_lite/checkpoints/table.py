@@ -230,13 +230,13 @@ PRETRAINED: tuple[Pretrained, ...] = (
     _hub("ViT-bigG/14", "laion2b_s39b_b160k", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"),
 
     Pretrained(
-        name="tiny-emoji", tag="v1", activation="quick_gelu", url=None,
-        sha256="f1a8851cc618a2e5c942f50e24f241efc76aaf97288bc2a2946b671732e750d3",
+        name="tiny-emoji", tag="v2", activation="quick_gelu", url=None,
+        sha256="70c0c1cb795c3e3ddd2dbd8afca9064f41cffdcc0b6667e49a70c164a854e8cf",
         licence="see weights/README.md", source="gem_lite", mean=None, std=None, size=None,
     ),
     Pretrained(
-        name="tiny-emoji", tag="v2", activation="quick_gelu", url=None,
-        sha256="70c0c1cb795c3e3ddd2dbd8afca9064f41cffdcc0b6667e49a70c164a854e8cf",
+        name="tiny-emoji", tag="v1", activation="quick_gelu", url=None,
+        sha256="f1a8851cc618a2e5c942f50e24f241efc76aaf97288bc2a2946b671732e750d3",
         licence="see weights/README.md", source="gem_lite", mean=None, std=None, size=None,
     ),
 )

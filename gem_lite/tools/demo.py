@@ -48,7 +48,7 @@ def demo_sheet(
     from ..factory import create_model_and_transforms
     from ..pictures.overlays import contact_sheet, label_overlay, titled, visualize
 
-    model, transform = create_model_and_transforms("tiny-emoji", "v1", device=device)
+    model, transform = create_model_and_transforms("tiny-emoji", "v2", device=device)
     image = transform(picture)[None]
     shown = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     tiles = []

@@ -176,6 +176,7 @@ def test_file_names_are_unique() -> None:
             "CLIP-ViT-L-14-laion2B-s32B-b82K-open_clip_model.safetensors",
         ),
         ("tiny-emoji", "v1", "tiny-emoji-v1.safetensors", None),
+        ("tiny-emoji", "v2", "tiny-emoji-v2.safetensors", None),
     ],
 )
 def test_file_names(model: str, tag: str, ours: str, published: str | None) -> None:

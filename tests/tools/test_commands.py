@@ -162,7 +162,7 @@ def test_segment_writes_the_labels(folder: Path, capsys: pytest.CaptureFixture[s
     written = Image.open(entry["output"])
     assert (written.mode, written.size) == ("P", (120, 90))
     labels = np.asarray(written)
-    model, transform = gem.create_model_and_transforms("tiny-emoji", "v1")
+    model, transform = gem.create_model_and_transforms("tiny-emoji", "v2")
     with torch.no_grad():
         cosines = model(transform(Image.open("demo.png"))[None], words, normalize=False)
         cosines = torch.nn.functional.interpolate(cosines, (90, 120), mode="bilinear")[0].numpy()
@@ -228,9 +228,9 @@ def test_the_default_model(
     monkeypatch.setenv("GEM_LITE_WEIGHTS", str(here))
     row = find_row("ViT-B/16", "openai")
     if find_file(row) is None:  # not on the machine that runs the test
-        assert model_options.chosen_model(args) == ("tiny-emoji", "v1")
+        assert model_options.chosen_model(args) == ("tiny-emoji", "v2")
         warning, advice = capsys.readouterr().err.splitlines()
-        assert "WARNING: tiny-emoji v1" in warning and "drawings only" in warning
+        assert "WARNING: tiny-emoji v2" in warning and "drawings only" in warning
         assert "gem-lite models --fetch ViT-B/16" in advice and "--model" in advice
         assert (
             f"put ViT-B-16.pt, carried over by hand, into {folder / 'cache' / 'gem_lite'}" in advice

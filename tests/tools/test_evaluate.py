@@ -510,7 +510,7 @@ def test_the_model_by_default(
     err = capsys.readouterr().err
     assert "model ViT-B/16 openai (for photographs" in err and ("fetched" in err) != here
     assert main([*arguments, "--output", str(tmp_path / "other"), "--model", "tiny-emoji"]) == 0
-    assert asked[1:] == [("tiny-emoji", "v1")]
+    assert asked[1:] == [("tiny-emoji", "v2")]
 
 
 # ---- several processes

@@ -13,7 +13,7 @@ from .model import PRECISIONS, add_device_argument, chosen_device
 HELP = "another layout's weights into a file of ours"
 EXAMPLES = """\
 gem-lite convert --model ViT-B/16 --pretrained openai
-gem-lite convert --model tiny-emoji --pretrained v1 --source {weights} --output small.safetensors
+gem-lite convert --model tiny-emoji --pretrained v2 --source {weights} --output small.safetensors
 """
 
 
