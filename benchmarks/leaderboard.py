@@ -96,7 +96,7 @@ STYLES = {"trained": ("noto", "fluent-emoji-flat"), "unseen": ("openmoji",)}
 def main() -> None:
     """Score, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=64, help="collages of each kind of style")
+    parser.add_argument("--count", type=int, default=100, help="collages of each kind of style")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "leaderboard.md")
