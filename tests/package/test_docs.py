@@ -1,4 +1,4 @@
-"""What the documents name exists: links, files, functions, and the lines of code that they quote."""
+"""What the documents name exists: links, files, functions, lines of code that they quote."""
 
 import ast
 import re
