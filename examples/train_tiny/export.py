@@ -38,7 +38,6 @@ from gem_lite.tools.quality.measure import (
     report,
     settings_table,
     top_1,
-    with_settings,
 )
 from gem_lite.tools.quality.scenes import Scene, Sprites, scenes
 
@@ -117,12 +116,12 @@ def choose(
     near = [dataclasses.replace(best, inv_temp=factor * temp) for factor in (0.75, 1.5)]
     near += [dataclasses.replace(best, blocks=best.blocks - 1)]
     for gem in near:
-        row(gem, size, measure(with_settings(model, gem), collages, transform(size)))
+        row(gem, size, measure(model.with_method(gem), collages, transform(size)))
     once = {gem: quality for (gem, _), quality in seen.items() if gem.iters == 1}
     best = max(once, key=lambda gem: score(once[gem]))
     sums, singles_rows = {}, []
     for side in SIZES:
-        quality = measure(with_settings(model, best), collages, transform(side))
+        quality = measure(model.with_method(best), collages, transform(side))
         row(best, side, quality)
         known = top_1(model, singles, names, transform(side))
         singles_rows.append(f"Top-1 of single things at size {side}: {100 * known:.1f}")

@@ -2,6 +2,8 @@
 
 import ast
 import copy
+import importlib
+import importlib.util
 import json
 import os
 import re
@@ -424,3 +426,23 @@ def test_import_is_quick(tmp_path: Path) -> None:
     rows = [line.split("|") for line in done.stderr.splitlines() if "gem_lite" in line]
     microseconds = [int(own.removeprefix("import time:")) for own, _, _ in rows]
     assert len(microseconds) > 20 and sum(microseconds) < 1_000_000
+
+
+def test_programs_take_names_that_exist() -> None:
+    """Examples and benchmarks are not imported by any test; what they import from us exists."""
+    programs = [
+        path
+        for room in ("examples", "benchmarks", "docs")
+        for path in (PACKAGE.parent / room).rglob("*.py")
+    ]
+    assert len(programs) > 10
+    missing = [
+        f"{path.relative_to(PACKAGE.parent)}: {node.module}.{alias.name}"
+        for path in programs
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gem_lite"
+        for alias in node.names
+        if not hasattr(importlib.import_module(str(node.module)), alias.name)
+        and importlib.util.find_spec(f"{node.module}.{alias.name}") is None
+    ]
+    assert not missing
