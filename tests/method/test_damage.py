@@ -1,4 +1,4 @@
-"""A wrong sign or a dropped step in a method's own function: its golden notices, for each method."""
+"""A wrong sign or a dropped step in a method's own function: what holds it notices."""
 
 from collections.abc import Callable
 from functools import cache
