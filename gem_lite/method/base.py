@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .heatmap import similarity
 
-# How position embeddings are resampled to another grid; image.py has the formulas.
+# How position embeddings are resampled to another grid; positions.py has the formulas.
 Positions = Literal["bicubic_antialias", "bicubic", "bicubic_offset", "bilinear"]
 
 

@@ -1,17 +1,16 @@
 """The image tower: patches, positions, plain blocks, dual blocks."""
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from .base import Method, Positions, Trunk
+from .base import Method, Trunk
 from .blocks import Block, GEMBlock, Transformer
 from .config import Activation, ImageConfig
+from .positions import resample_positions
 
 
 class ImageFeatures(NamedTuple):
@@ -42,38 +41,6 @@ def _over_images(change: Callable[[Sequence[Tensor]], Tensor], fields: Sequence[
     if isinstance(first, dict):
         return {key: _over_images(change, [field[key] for field in fields]) for key in first}
     return first
-
-
-def resample_positions(
-    positions: Tensor,
-    native: tuple[int, int],
-    grid: tuple[int, int],
-    kind: Positions = "bicubic_antialias",
-) -> Tensor:
-    """Position embeddings for another patch grid; the class token's stays as it is.
-
-    positions: [1 + native h * native w, d] -> [1 + grid h * grid w, d]. Interpolated in at least
-    float32 with align_corners=False; returned untouched when the grids agree. kind: what GEM does
-    ("bicubic_antialias"), CLIP Surgery ("bilinear"), MaskCLIP ("bicubic"), or SCLIP and all that
-    follow its code ("bicubic_offset"): that one samples with the factor (grid + 0.1) / native in
-    place of grid / native, and leaves any grid of the native number of patches untouched.
-    """
-    offset = kind == "bicubic_offset"
-    if grid == native or (offset and math.prod(grid) == math.prod(native)):
-        return positions
-    patches = rearrange(positions[1:], "(h w) d -> 1 d h w", h=native[0])
-    patches = F.interpolate(
-        patches.to(torch.promote_types(patches.dtype, torch.float32)),
-        size=None if offset else grid,
-        scale_factor=(
-            [(new + 0.1) / old for new, old in zip(grid, native, strict=True)] if offset else None
-        ),
-        mode=kind.split("_")[0],
-        antialias=kind == "bicubic_antialias",
-        align_corners=False,
-    )
-    patches = rearrange(patches, "1 d h w -> (h w) d").to(positions.dtype)
-    return torch.cat([positions[:1], patches])
 
 
 class ImageEncoder(nn.Module):

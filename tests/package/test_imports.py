@@ -55,7 +55,8 @@ ROOMS: dict[str, set[str]] = {
 ORDER: dict[str, list[str]] = {
     "fast": ["products", "forms", "layers", "switch"],
     "method": [
-        *("config", "checks", "heatmap", "base", "replace", "attention", "blocks", "image"),
+        *("config", "checks", "heatmap", "base", "replace", "attention", "blocks"),
+        *("positions", "image"),
         *("model", "presence", "segment", "windows", "refine", "pipeline", "scores", "tokens"),
         *("semantic", "neurons", "methods.*"),
     ],
