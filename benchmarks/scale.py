@@ -23,7 +23,10 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import layouts  # noqa: E402
+
 WORDS = ["cat", "dog", "tree", "house", "traffic light"]
 
 
@@ -42,14 +45,16 @@ def make_shards(folder: Path, shards: int, pictures: int) -> None:
                 archive.addfile(member, io.BytesIO(stream.getvalue()))
 
 
-def bare(weights: str, shards: int, pictures: int, times: "mp.Queue[float]") -> None:
+def bare(
+    weights: str, precision: str, shards: int, pictures: int, times: "mp.Queue[float]"
+) -> None:
     """One process that segments tensors; puts the time after each shard's worth of them."""
     import torch
 
     import gem_lite as gem
 
     torch.set_num_threads(1)
-    model = gem.create_gem_model("ViT-B/16", weights)
+    model = gem.create_gem_model("ViT-B/16", weights, precision=precision)
     image = torch.randn(1, 3, 448, 448)
     for _ in range(shards):
         for _ in range(pictures):
@@ -69,11 +74,9 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=4, help="in a shard")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     args = parser.parse_args()
     import gem_lite as gem
-    from gem_lite.method.config import ARCHITECTURES
-    from gem_lite.method.methods import make_method
-    from gem_lite.method.model import GEMNetwork
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -81,15 +84,14 @@ def main() -> None:
         weights = str(folder / "random.pt")
         import torch
 
-        torch.manual_seed(0)
-        torch.save(GEMNetwork(ARCHITECTURES["ViT-B/16"], make_method("gem")).state_dict(), weights)
+        torch.save(layouts.random_weights(layouts.VIT_B_16), weights)
         converted = str(folder / "random.safetensors")
         gem.save(gem.create_gem_model("ViT-B/16", weights, activation="gelu"), converted)
         queue: mp.Queue[float] = mp.get_context("spawn").Queue()
         each = args.shards // args.workers
         processes = [
             mp.get_context("spawn").Process(
-                target=bare, args=(converted, each, args.pictures, queue)
+                target=bare, args=(converted, args.precision, each, args.pictures, queue)
             )
             for _ in range(args.workers)
         ]
@@ -103,6 +105,7 @@ def main() -> None:
         command = [sys.executable, str(ROOT / "examples" / "ray_label.py"), str(folder / "shards")]
         command += ["--output", str(folder / "out"), "--words", *WORDS, "--model", "ViT-B/16"]
         command += ["--pretrained", converted, "--workers", str(args.workers)]
+        command += ["--precision", args.precision]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         written = [file.stat().st_mtime for file in (folder / "out").glob("*.parquet")]

@@ -7,9 +7,9 @@ SOURCE is a folder: of `*.tar` (WebDataset), of `*.parquet` with a column of pic
 pictures, in chunks of `--chunk`. Each shard, or chunk, becomes one parquet file: key, height,
 width, error and COCO annotations (JSON, compressed run lengths) of each picture, in the shard's
 order. It is written to a temporary name and renamed, so it is whole or absent, and a shard that has
-its file is not done again. A worker that dies is replaced, and its shard done again. A row depends on no other
-row and not on who computes it, so the files are the same bytes that one process writes with as many
-`--threads`. The workers read the pictures; only names of shards travel, so memory stays bounded.
+its file is not done again. A worker that dies is replaced, and its shard done again. A row depends
+on no other row and not on who computes it, so the files are the same bytes that one process writes
+with as many `--threads`. The workers read the pictures; only names of shards travel, so memory stays bounded.
 
 Needs the extra `ray`. Where a cluster is running, Ray finds it by RAY_ADDRESS; SOURCE and output
 have to be on a file system that all its machines see.
@@ -163,6 +163,7 @@ def main() -> int:
     parser.add_argument("--words", nargs="+", required=True)
     parser.add_argument("--model", default="ViT-B/16")
     parser.add_argument("--pretrained", help="tag or file; default: the model's first")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
     parser.add_argument("--workers", type=int, default=2, help="0 = this process, without Ray")
     parser.add_argument("--gpus", type=float, default=0, help="for each worker")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, in each worker")
@@ -175,10 +176,13 @@ def main() -> int:
     try:
         work = shards(args.source, args.chunk)
         labeller = Labeller(
-            args.words, model=args.model, pretrained=args.pretrained, size=args.size, device="cuda"
-            if args.gpus
-            else "cpu"
-        )  # fmt: skip
+            args.words,
+            model=args.model,
+            pretrained=args.pretrained,
+            precision=args.precision,
+            size=args.size,
+            device="cuda" if args.gpus else "cpu",
+        )
         args.output.mkdir(parents=True, exist_ok=True)
         same_work(args, labeller, work)
         todo = [each for each in work if not (args.output / f"{each['name']}.parquet").exists()]
