@@ -9,7 +9,8 @@ width, error and COCO annotations (JSON, compressed run lengths) of each picture
 order. It is written to a temporary name and renamed, so it is whole or absent, and a shard that has
 its file is not done again. A worker that dies is replaced, and its shard done again. A row depends
 on no other row and not on who computes it, so the files are the same bytes that one process writes
-with as many `--threads`. The workers read the pictures; only names of shards travel, so memory stays bounded.
+with as many `--threads`. The workers read the pictures; only names of shards travel, so
+memory stays bounded.
 
 Needs the extra `ray`. Where a cluster is running, Ray finds it by RAY_ADDRESS; SOURCE and output
 have to be on a file system that all its machines see.
