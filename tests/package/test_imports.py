@@ -72,7 +72,7 @@ ORDER: dict[str, list[str]] = {
     "tools": [
         *("commands.console", "progress", "ranks", "demo", "settings"),
         *("quality.sprites", "quality.scenes", "quality.measure"),
-        *("quality.controls", "quality.compare"),
+        *("quality.controls", "quality.compare", "quality.presence"),
         *("evaluation.confusion", "evaluation.names", "evaluation.context", "evaluation.layouts"),
         *("evaluation.datasets", "evaluation.openimages"),
         *("evaluation.protocols", "evaluation.report", "evaluation.run", "evaluation.resize"),

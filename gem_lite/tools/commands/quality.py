@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..progress import Progress
 from ..settings import asked_method
@@ -21,6 +21,7 @@ EXAMPLES = """\
 gem-lite bench-quality --count 8
 gem-lite bench-quality --count 8 --gem-depth 5 --ss-attn-temp adaptive --json
 gem-lite bench-quality --count 8 --method gem naclip:std=3 clearclip
+gem-lite bench-quality --count 8 --presence
 """
 
 # The few drawings that a checkout carries for this.
@@ -39,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, nargs="+", default=[0], help="one or several: as many collages of each"
     )
     parser.add_argument("--sprites", type=Path, help="drawings; default: the few that ship")
+    parser.add_argument(
+        "--presence",
+        action="store_true",
+        help="instead: how well scores tell words that are in a picture from others (AUC)",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object, figures 0 to 1")
     add_model_arguments(parser, several=True)
 
@@ -47,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the table of figures, or all of it as JSON."""
     from ..quality.compare import as_json, as_markdown, compare, explained
     from ..quality.measure import figures, report
+    from ..quality.presence import presence_figures, presence_report
     from ..quality.scenes import scenes
     from ..quality.sprites import Sprites
 
@@ -63,9 +70,7 @@ def run(args: argparse.Namespace) -> None:
         args.model, args.pretrained = SHIPPED  # the collages are of what it knows
     if len(args.seed) > 1 and not args.method:
         raise ValueError("several --seed go with --method; give one, or say which methods")
-    asked, args.method = args.method, None
-    if asked and args.set:
-        raise ValueError("--set goes with one method; write settings as --method naclip:std=3")
+    asked = _rows(args)
     model, transform = load_model(args)
     progress: Progress | None = None
 
@@ -86,7 +91,8 @@ def run(args: argparse.Namespace) -> None:
             ]
             rows = compare(models, collages, transform, advance=advance)
         else:
-            columns = figures(
+            measured: Callable[..., Any] = presence_figures if args.presence else figures
+            columns = measured(
                 model, transform, sprites, seed=args.seed[0], count=args.count, advance=advance
             )
     finally:
@@ -108,7 +114,24 @@ def run(args: argparse.Namespace) -> None:
         say(f"\nIn brackets: 95 % intervals over pictures. Controls:\n{explained()}")
     else:
         say(f"{header.model} {header.pretrained}, {model.method}\n")
-        say(report(columns))
+        say(presence_report(columns) if args.presence else report(columns))
+
+
+def _rows(args: argparse.Namespace) -> list[str] | None:
+    """The methods that are to have a row each; one that is the model's own becomes `args.method`.
+
+    Raises ValueError for several where one is expected.
+    """
+    if args.presence:
+        if len(args.method or []) > 1:
+            raise ValueError("--presence goes with one --method")
+        args.method = args.method[0] if args.method else None
+        return None
+    asked: list[str] | None = args.method
+    args.method = None
+    if asked and args.set:
+        raise ValueError("--set goes with one method; write settings as --method naclip:std=3")
+    return asked
 
 
 def chosen_methods(model: GEMPredictor, texts: Sequence[str]) -> dict[str, GEMPredictor]:

@@ -18,6 +18,7 @@ from .scenes import Scene, scenes
 from .sprites import Sprites
 
 BATCH = 32  # collages in one forward pass
+UNSEEN = ("openmoji",)  # styles that the small models never saw in training
 BACKGROUND = "background"  # what the small model was taught to call a picture of no thing
 
 
@@ -178,7 +179,7 @@ def figures(
     transform: Callable[[Image.Image], Tensor],
     sprites: Sprites,
     *,
-    unseen: Sequence[str] = ("openmoji",),
+    unseen: Sequence[str] = UNSEEN,
     names: Sequence[str] | None = None,
     seed: int = 0,
     count: int = 64,
@@ -194,12 +195,7 @@ def figures(
     advance: called with the numbers of collages scored and to score, and the styles at work.
     """
     names = list(names or sprites.concepts)
-    styles = sorted(set(sprites.styles))
-    groups = {
-        "trained styles": [style for style in styles if style not in unseen],
-        "unseen style": [style for style in styles if style in unseen],
-    }
-    groups = {title: chosen for title, chosen in groups.items() if chosen}
+    groups = style_groups(sprites, unseen)
     total, done = 3 * count * len(groups), 0  # by GEM, by plain CLIP, and the single things
     columns: dict[str, dict[str, float]] = {}
     for title, chosen in groups.items():
@@ -223,6 +219,16 @@ def figures(
         columns[f"plain CLIP, {title}"] = _column(first, plain, 0.0)
         columns[f"chance, {title}"] = _column(1 / len(names), chance(collages), 0.0)
     return columns
+
+
+def style_groups(sprites: Sprites, unseen: Sequence[str] = UNSEEN) -> dict[str, list[str]]:
+    """The styles of the drawings by the title of their columns, so far as there are any."""
+    styles = sorted(set(sprites.styles))
+    groups = {
+        "trained styles": [style for style in styles if style not in unseen],
+        "unseen style": [style for style in styles if style in unseen],
+    }
+    return {title: chosen for title, chosen in groups.items() if chosen}
 
 
 def report(columns: Mapping[str, Mapping[str, float]]) -> str:
