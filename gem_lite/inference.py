@@ -1,7 +1,7 @@
 """How a call runs: where, on which kernels, how many images at a time, from pixels to maps."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,11 @@ from .method.heatmap import score_maps, similarity
 from .method.image import ImageEncoder, ImageFeatures
 from .method.model import GEMNetwork
 from .method.presence import NEUTRAL, common_scale, presence
-from .prompts import Prompts, Templates, TextEncoder, prompt_lists
+from .prompts import TEMPLATE, Prompts, Templates, TextEncoder, prompt_lists
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .predictor import GEMPredictor
 
 Normalize = bool | Literal["common"]
 
@@ -143,3 +146,31 @@ class Call(NamedTuple):
             one = slice(index, index + 1)
             maps.append(self.maps(images[one], features.cut(one), text, options)[0])
         return maps
+
+
+def call_of(model: "GEMPredictor") -> Call:
+    """A call of a model as it stands now."""
+    # A replica that DataParallel made for one call does not know all of its weights.
+    keep = not (model.training or getattr(model, "_is_replica", False))
+    kernels = call_kernels(model, model.network.device)
+    return Call(model.network, model.tokenizer, model._texts, kernels, keep)
+
+
+def maps_and_presence(
+    model: "GEMPredictor",
+    images: Tensor,
+    text: Prompts,
+    *,
+    plain: bool = False,
+    templates: Templates = TEMPLATE,
+    size: MapSize = None,
+) -> tuple[Tensor, Tensor]:
+    """Cosines [b, p, h, w] and presence [b, p] of one pass through the image tower.
+
+    As `GEMPredictor.forward` with normalize=False, and `GEMPredictor.presence`.
+    """
+    call, options = call_of(model), Options(False, plain, templates, size)
+    images, embeddings = call.images(images), call.embeddings(text, templates)
+    features = call.features(images)
+    maps = call.maps(images, features, embeddings, options)
+    return maps, call.presence(features, embeddings, options)

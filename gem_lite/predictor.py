@@ -14,7 +14,7 @@ from . import prompts
 from .checkpoints.assemble import with_method
 from .checkpoints.header import Header
 from .fast import switch as fast
-from .inference import Call, Normalize, Options, call_kernels
+from .inference import Normalize, Options, call_of
 from .method.base import Method
 from .method.checks import MapSize
 from .method.methods import make_method
@@ -103,7 +103,7 @@ class GEMPredictor(nn.Module):
         size: (h, w) of the maps in pixels, or "patches" for one value per patch; None = as the
         image. Returns [b, p, h, w] float32. Raises TypeError or ValueError for unusable input.
         """
-        call, options = self._call(), Options(normalize, return_ori, templates, size)
+        call, options = call_of(self), Options(normalize, return_ori, templates, size)
         image = call.images(image)
         text = call.embeddings(text, templates)  # [p, e]
         return call.maps(image, call.features(image, options), text, options)
@@ -123,7 +123,7 @@ class GEMPredictor(nn.Module):
         images: [b, 3, h, w]; texts: b lists of words (or embeddings), of any lengths. Otherwise
         as `forward`. Returns b tensors [prompts of that image, h, w].
         """
-        call = self._call()
+        call = call_of(self)
         options = Options(normalize, return_ori, templates, size)
         return call.maps_of_each(call.images(images), texts, options)
 
@@ -141,7 +141,7 @@ class GEMPredictor(nn.Module):
         (`method.presence`); fitted to drawings, so for other models the order tells more than
         the number. docs/presence.md says how good it is.
         """
-        call = self._call()
+        call = call_of(self)
         features = call.features(call.images(images))
         options = Options(False, return_ori, templates)
         return call.presence(features, call.embeddings(text, templates), options)
@@ -152,11 +152,11 @@ class GEMPredictor(nn.Module):
         Several templates are encoded apart, normalised, averaged and normalised again.
         Raises TypeError or ValueError for unusable prompts or templates.
         """
-        return self._call().embeddings(prompts.checked_prompts(text), templates)[None]
+        return call_of(self).embeddings(prompts.checked_prompts(text), templates)[None]
 
     def encode_image(self, images: Tensor) -> DenseFeatures:
         """Both streams' patch features, and CLIP's class embedding. images: [b, 3, h, w]."""
-        call = self._call()
+        call = call_of(self)
         features = call.features(call.images(images))
         clip, gem = features.clip.float(), features.gem.float()
         return DenseFeatures(clip[:, 1:], gem[:, 1:], features.grid, clip[:, 0])
@@ -169,7 +169,7 @@ class GEMPredictor(nn.Module):
         images: [b, 3, h, w] (CLIP was trained at its native size, `model.network.config.image`);
         class_names: list of words, or embeddings. Source: CLIP, section 3.1.
         """
-        call = self._call()
+        call = call_of(self)
         whole = call.features(call.images(images)).clip[:, 0].float()
         text = F.normalize(call.embeddings(class_names, templates), dim=-1)  # [classes, e]
         image = F.normalize(whole, dim=-1)  # [b, e]
@@ -214,7 +214,7 @@ class GEMPredictor(nn.Module):
         Returns Segmentation(labels [b, h, w], 0 = background, k + 1 = class k; confidence
         [b, h, w], the winner's probability). Raises TypeError or ValueError for unusable input.
         """
-        call = self._call()
+        call = call_of(self)
         images = call.images(images)
         words, threshold = prompts.split_background(background, threshold)
         text, groups, classes = prompts.class_texts(
@@ -290,9 +290,3 @@ class GEMPredictor(nn.Module):
         """Name of the weights, for printing the model."""
         name = f"{self.header.model!r}, {self.header.pretrained!r}, method={self.method.name!r}"
         return f"{name}, kernels={self.kernels!r}"
-
-    def _call(self) -> Call:
-        # A replica that DataParallel made for one call does not know all of its weights.
-        keep = not (self.training or getattr(self, "_is_replica", False))
-        kernels = call_kernels(self, self.network.device)
-        return Call(self.network, self.tokenizer, self._texts, kernels, keep)

@@ -84,10 +84,10 @@ def heat_colours(heat: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def titled(picture: Image.Image, title: str) -> Image.Image:
     """The picture with a line of text above it; a long line is set smaller, then cut."""
-    size = _text_size(picture)
+    size = text_size(picture)
     band, smallest = 2 * size, max(9, size // 2)
     font = ImageFont.load_default(size)
-    text = _drawable(title) or " "
+    text = drawable(title) or " "
     room = picture.width - GAP
     if len(text) > max(1, picture.width):  # wider than a pixel each: measured once, not often
         text = text[: max(1, picture.width)] + "\N{HORIZONTAL ELLIPSIS}"
@@ -105,13 +105,15 @@ def titled(picture: Image.Image, title: str) -> Image.Image:
 
 def contact_sheet(pictures: Sequence[Image.Image], *, columns: int) -> Image.Image:
     """Pictures side by side, row by row, on white."""
-    rows = -(-len(pictures) // columns)
     width = max(picture.width for picture in pictures)
-    height = max(picture.height for picture in pictures)
-    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
-    for index, picture in enumerate(pictures):
-        row, column = divmod(index, columns)
-        sheet.paste(picture, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    heights = [max(picture.height for picture in row) for row in rows]
+    size = (columns * (width + GAP) + GAP, sum(heights) + GAP * len(rows) + GAP)
+    sheet, top = Image.new("RGB", size, "white"), GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (GAP + column * (width + GAP), top))
+        top += height + GAP
     return sheet
 
 
@@ -162,9 +164,9 @@ def label_colour(index: int) -> tuple[int, int, int]:
 
 
 def _with_legend(picture: Image.Image, names: Sequence[str]) -> Image.Image:
-    size = min(22, max(12, 2 * _text_size(picture) // 3))
+    size = min(22, max(12, 2 * text_size(picture) // 3))
     font = ImageFont.load_default(size)
-    texts = [_drawable(name) for name in names]
+    texts = [drawable(name) for name in names]
     texts = [
         text if len(text) <= LEGEND_LETTERS else text[:LEGEND_LETTERS] + "\N{HORIZONTAL ELLIPSIS}"
         for text in texts
@@ -190,11 +192,12 @@ def _with_legend(picture: Image.Image, names: Sequence[str]) -> Image.Image:
     return canvas
 
 
-def _text_size(picture: Image.Image) -> int:
+def text_size(picture: Image.Image) -> int:
+    """Height in pixels of letters above a picture."""
     return max(14, min(48, picture.width // 18))
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """One line without accents: Pillow's own font has the letters of English only.
 
     What cannot be printed is left out: control characters, marks of direction, halves of letters.

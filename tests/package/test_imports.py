@@ -66,7 +66,17 @@ ORDER: dict[str, list[str]] = {
         *("transfer", "fetch", "table", "known", "hub", "verify", "describe"),
     ],
     "pictures": [
-        *("transform", "opening", "saving", "overlays", "labels", "boxes", "outlines", "writers"),
+        *(
+            "transform",
+            "opening",
+            "saving",
+            "overlays",
+            "sheets",
+            "labels",
+            "boxes",
+            "outlines",
+            "writers",
+        ),
         *("coco", "shapes", "geo", "formats"),
     ],
     "tools": [

@@ -380,11 +380,14 @@ def test_in_a_notebook_the_sheet_is_shown(
 def test_sheets(count: int, columns: int, rows: int) -> None:
     pictures = [Image.new("RGB", (20, 10 + i), (i, 0, 0)) for i in range(count)]
     sheet = contact_sheet(pictures, columns=columns)
-    cell = (28, 10 + count - 1 + 8)
-    assert sheet.size == (columns * cell[0] + 8, rows * cell[1] + 8)
+    # Each row is as high as the last in it.
+    tops = [8]
+    for row in range(rows):
+        tops.append(tops[-1] + 10 + min((row + 1) * columns, count) - 1 + 8)
+    assert sheet.size == (columns * 28 + 8, tops[-1])
     for i in range(count):
         row, column = divmod(i, columns)
-        corner = (8 + column * cell[0], 8 + row * cell[1])
+        corner = (8 + column * 28, tops[row])
         assert sheet.getpixel(corner) == (i, 0, 0)
         assert sheet.getpixel((corner[0] - 1, corner[1])) == (255, 255, 255)
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 import gem_lite as gem
 from gem_lite.method.model import GEMNetwork
-from gem_lite.pictures.overlays import contact_sheet, visualize
+from gem_lite.pictures.overlays import contact_sheet
+from gem_lite.pictures.sheets import word_tiles
 from gem_lite.tools.cli import COMMANDS, main
 from gem_lite.tools.commands import models
 
@@ -68,16 +69,22 @@ def test_files_and_folders(folder: Path, run: Run) -> None:
 
 def test_a_sheet_is_what_the_library_draws(folder: Path, run: Run, weights: Path) -> None:
     words = ["cat", "dog", "tree", "sofa", "sun"]
-    for name, plain, size in (("gem", False, 64), ("clip", True, 64), ("large", False, 96)):
+    for name, plain, size, own in (
+        *(("gem", False, 64, False), ("clip", True, 64, False)),
+        *(("large", False, 96, False), ("own", False, 64, True)),
+    ):
         extra = (["--plain"] if plain else []) + (["--size", "96"] if size == 96 else [])
+        extra += ["--own-scale"] if own else []
         assert run("photos/a.png", "--prompts", *words, "--output", name, *extra)[0] == 0
         model, transform = gem.create_model_and_transforms("small", weights)
         if size == 96:
             transform = gem.get_gem_img_transform(96, transform.mean, transform.std)
         picture = Image.open("photos/a.png")
         with torch.no_grad():
-            maps = model(transform(picture)[None], words, return_ori=plain)
-        expected = contact_sheet(visualize(picture, words, maps), columns=4)
+            image = transform(picture)[None]
+            maps = model(image, words, True if own else "common", return_ori=plain)[0]
+            present = model.presence(image, words, return_ori=plain)[0].tolist()
+        expected = contact_sheet(word_tiles(picture, words, maps, present), columns=4)
         with Image.open(folder / name / "a.png") as sheet:
             assert sheet.size == expected.size
             difference = np.abs(np.asarray(sheet).astype(int) - np.asarray(expected))

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from PIL import Image
 
 import gem_lite as gem
 from gem_lite.checkpoints.known import default_file_name, find_file, find_row
-from gem_lite.predictor import GEMPredictor
+from gem_lite.inference import Call
 from gem_lite.tools import cli
 from gem_lite.tools import progress as progress_module
 from gem_lite.tools.cli import COMMANDS, main
@@ -90,14 +89,14 @@ def test_a_picture_that_is_too_much_for_the_model_is_skipped(
     assert "a-long.png: 20000 x 10 pixels at a short side of 64 are too many" in err
 
     # Memory that runs out, as torch says it.
-    real = GEMPredictor.forward
+    real = Call.images
 
-    def greedy(self: GEMPredictor, images: torch.Tensor, *rest: Any, **more: Any) -> Any:
+    def greedy(self: Call, images: torch.Tensor) -> torch.Tensor:
         if len(images) > 1 or images.shape[-1] == 72:  # a.png's at --size 48
             raise RuntimeError("DefaultCPUAllocator: not enough memory")
-        return real(self, images, *rest, **more)
+        return real(self, images)
 
-    monkeypatch.setattr(GEMPredictor, "forward", greedy)
+    monkeypatch.setattr(Call, "images", greedy)
     Image.new("RGB", (40, 40)).save("photos/square.png")
     Image.new("RGB", (40, 40)).save("photos/square-2.png")
     pictures = ["photos/a.png", "photos/square.png", "photos/square-2.png"]

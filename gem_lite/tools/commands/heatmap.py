@@ -16,6 +16,7 @@ from .words import add_word_arguments, chosen_words, reduced, templates_of
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from .pictures import Loaded
 
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, metavar="N", help="short side in pixels; default: a square"
     )
     parser.add_argument("--plain", action="store_true", help="plain CLIP's maps, to compare")
+    parser.add_argument(
+        "--own-scale",
+        action="store_true",
+        help="stretch each map by itself; default: one scale for a picture's words, absent ones"
+        " faded",
+    )
     parser.add_argument("--segment", action="store_true", help="add the segmentation")
     add_background_argument(parser)
     add_format_argument(
@@ -67,8 +74,12 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from ...inference import maps_and_presence
+    from ...method.heatmap import min_max
+    from ...method.presence import common_scale
     from ...pictures.formats import MAP_FORMATS
-    from ...pictures.overlays import label_overlay, visualize
+    from ...pictures.overlays import label_overlay
+    from ...pictures.sheets import headed, word_tiles
     from ...pictures.writers import Mapped
     from . import pictures
 
@@ -79,10 +90,12 @@ def run(args: argparse.Namespace) -> int:
     with torch.inference_mode():
         text = model.encode_text(words, templates=templates)
 
-    def work(group: list[Loaded]) -> list[tuple[Loaded, Any, Any]]:
+    def work(group: list[Loaded]) -> list[tuple[Loaded, Any, Any, Any]]:
         images = torch.stack([each.tensor for each in group])
         with torch.inference_mode():
-            maps = model(images, text, normalize=False, return_ori=args.plain)
+            maps, present = maps_and_presence(
+                model, images, text, plain=args.plain, templates=templates
+            )
             labels: list[Any] = [None] * len(group)
             if args.segment:
                 segmented = model.segment(
@@ -93,14 +106,15 @@ def run(args: argparse.Namespace) -> int:
                     templates=templates,
                 )
                 labels = list(segmented.labels)
-        return list(zip(group, maps.cpu(), labels, strict=True))
+        return list(zip(group, maps.cpu(), present.cpu(), labels, strict=True))
 
-    def write(result: tuple[Loaded, Any, Any], source: Input) -> dict[str, Any]:
-        loaded, maps, labels = result
+    def write(result: tuple[Loaded, Any, Any, Any], source: Input) -> dict[str, Any]:
+        loaded, maps, present, labels = result
         shown = reduced(loaded.picture)
-        tiles = visualize(shown, words, maps[None])
+        heat = min_max(maps) if args.own_scale else common_scale(maps[None], present[None])[0]
+        tiles = word_tiles(shown, words, heat, present.tolist())
         if labels is not None:
-            tiles.append(label_overlay(shown, labels, words))
+            tiles.append(headed(label_overlay(shown, labels, words), "segmentation"))
         size = (loaded.picture.height, loaded.picture.width)
         mapped = Mapped(
             name=source.name,
@@ -119,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         if args.arrays:
             entry["arrays"] = paths["npz"]
         if args.json:
-            entry["prompts"] = _figures(maps.numpy(), words, loaded.picture.size)
+            entry["prompts"] = _figures(maps.numpy(), present, words, loaded.picture.size)
         return entry
 
     return pictures.for_each_picture(
@@ -134,19 +148,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _figures(
-    maps: NDArray[np.float32], words: list[str], size: tuple[int, int]
+    maps: NDArray[np.float32], present: Tensor, words: list[str], size: tuple[int, int]
 ) -> list[dict[str, Any]]:
-    """For each prompt the highest and the mean cosine, and where in the picture the highest is.
+    """For each prompt its presence, highest and mean cosine, and where the highest is.
 
     size: the picture's, (w, h).
     """
     figures = []
     height, width = maps.shape[1:]
-    for word, cosines in zip(words, maps, strict=True):
+    for word, cosines, probability in zip(words, maps, present.tolist(), strict=True):
         row, column = divmod(int(cosines.argmax()), width)
         figures.append(
             {
                 "prompt": word,
+                "presence": round(probability, 6),
                 "highest_cosine": round(float(cosines.max()), 6),
                 "mean_cosine": round(float(cosines.mean()), 6),
                 "highest_at": {

@@ -1,0 +1,80 @@
+"""Maps of words over a grey picture, as sheets: what is hot glows, what is not stays grey.
+
+Values are taken as they are, in [0, 1]: maps on a common scale are to be compared by eye.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .overlays import GAP, drawable, heat_colours, text_size
+
+DIM = 0.72  # how bright the grey picture is under a map
+CLEAR, FULL = 0.3, 0.75  # below the first a map is transparent, from the second on at its densest
+DENSITY = 0.88  # the share of a map's colour where it is densest
+
+
+def glow(picture: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
+    """A map [h, w] in [0, 1] over the picture in grey, of the picture's size."""
+    # PIL counts (width, height).
+    large = Image.fromarray(heat.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
+    values = np.asarray(large).clip(0, 1)
+    grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None] / 255 * DIM
+    step = ((values - CLEAR) / (FULL - CLEAR)).clip(0, 1)[..., None]
+    share = DENSITY * step * step * (3 - 2 * step)
+    mixed = share * heat_colours(values) + (1 - share) * grey
+    return Image.fromarray((mixed * 255).round().astype(np.uint8))
+
+
+def word_tile(
+    picture: Image.Image, heat: Tensor, word: str, present: float | None = None
+) -> Image.Image:
+    """A word's map over its picture, above it the word and, in %, how probably it is there.
+
+    heat: [h, w] in [0, 1]. The rarer the word probably is, the paler its name.
+    """
+    over = glow(picture, heat.float().cpu().numpy())
+    return headed(over, word, "" if present is None else percent(present), strength=present)
+
+
+def word_tiles(
+    picture: Image.Image, words: Sequence[str], heat: Tensor, present: Sequence[float] | None = None
+) -> list[Image.Image]:
+    """`word_tile` of each word. heat: [p, h, w] in [0, 1]; present: p numbers."""
+    numbers = [None] * len(words) if present is None else list(present)
+    return [
+        word_tile(picture, each, word, number)
+        for word, each, number in zip(words, heat, numbers, strict=True)
+    ]
+
+
+def percent(present: float) -> str:
+    """A presence in words of one size: 97 %, never 0 or 100, which nobody knows."""
+    return f"{min(max(round(100 * present), 1), 99)} %"
+
+
+def headed(
+    picture: Image.Image, title: str, note: str = "", *, strength: float | None = None
+) -> Image.Image:
+    """The picture with a line above it: a title at the left, a note at the right.
+
+    strength: 1 = black letters, 0 = pale ones. A long title is cut.
+    """
+    size = text_size(picture)
+    band, font = 2 * size, ImageFont.load_default(size)
+    shade = round(150 * (1 - (1.0 if strength is None else min(max(strength, 0.0), 1.0))))
+    canvas = Image.new("RGB", (picture.width, picture.height + band), "white")
+    canvas.paste(picture, (0, band))
+    draw = ImageDraw.Draw(canvas)
+    room = picture.width - (font.getlength(note) + GAP if note else 0)
+    text = drawable(title)[: max(1, picture.width)] or " "
+    if font.getlength(text) > room:
+        while len(text) > 1 and font.getlength(text + "\N{HORIZONTAL ELLIPSIS}") > room:
+            text = text[:-1].rstrip()
+        text += "\N{HORIZONTAL ELLIPSIS}"
+    draw.text((0, band / 2), text, fill=(shade,) * 3, font=font, anchor="lm")
+    draw.text((picture.width, band / 2), note, fill=(shade,) * 3, font=font, anchor="rm")
+    return canvas
