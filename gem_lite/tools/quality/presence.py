@@ -112,10 +112,10 @@ def auc_interval(
     """`auc`, and where 95 % of the resamplings of the pictures lie."""
     rng = np.random.default_rng(seed)
     _, ranks = np.unique(scores, return_inverse=True)
-    ranks = ranks.reshape(scores.shape).astype(np.float32)
+    ordered: NDArray[np.float32] = ranks.reshape(scores.shape).astype(np.float32)
     count = len(scores)
     resampled = [
-        auc(ranks, there, np.bincount(rng.integers(0, count, count), minlength=count))
+        auc(ordered, there, np.bincount(rng.integers(0, count, count), minlength=count))
         for _ in range(RESAMPLES)
     ]
     low, high = np.nanquantile(resampled, (0.025, 0.975))
