@@ -1,7 +1,7 @@
 """How a call runs: where, on which kernels, how many images at a time, from pixels to maps."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from .method.model import GEMNetwork
 from .method.presence import NEUTRAL, common_scale, presence
 from .prompts import TEMPLATE, Prompts, Templates, TextEncoder, prompt_lists
 from .tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from .predictor import GEMPredictor
 
 Normalize = bool | Literal["common"]
 
@@ -148,8 +145,8 @@ class Call(NamedTuple):
         return maps
 
 
-def call_of(model: "GEMPredictor") -> Call:
-    """A call of a model as it stands now."""
+def call_of(model: Any) -> Call:
+    """A call of a `GEMPredictor` as it stands now."""
     # A replica that DataParallel made for one call does not know all of its weights.
     keep = not (model.training or getattr(model, "_is_replica", False))
     kernels = call_kernels(model, model.network.device)
@@ -157,7 +154,7 @@ def call_of(model: "GEMPredictor") -> Call:
 
 
 def maps_and_presence(
-    model: "GEMPredictor",
+    model: Any,
     images: Tensor,
     text: Prompts,
     *,
@@ -165,7 +162,7 @@ def maps_and_presence(
     templates: Templates = TEMPLATE,
     size: MapSize = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cosines [b, p, h, w] and presence [b, p] of one pass through the image tower.
+    """Cosines [b, p, h, w] and presence [b, p] of one pass through a `GEMPredictor`'s image tower.
 
     As `GEMPredictor.forward` with normalize=False, and `GEMPredictor.presence`.
     """
