@@ -39,6 +39,7 @@ ROOMS: dict[str, set[str]] = {
         "checkpoints",
         "factory",
         "fast",
+        "inference",
         "labeller",
         "method",
         "pictures",
