@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .checkpoints.known import available_models
     from .factory import create_gem_model, create_model_and_transforms, get_tokenizer, save
     from .labeller import Labeller
+    from .locator import Locator, PictureMaps, load
     from .method.base import Method
     from .method.config import ARCHITECTURES, ImageConfig, ModelConfig, TextConfig
     from .method.methods import methods
@@ -29,8 +30,10 @@ __all__ = [
     "GEMPredictor",
     "ImageConfig",
     "Labeller",
+    "Locator",
     "Method",
     "ModelConfig",
+    "PictureMaps",
     "Segmentation",
     "TextConfig",
     "__version__",
@@ -43,6 +46,7 @@ __all__ = [
     "get_tokenizer",
     "label_overlay",
     "label_picture",
+    "load",
     "methods",
     "points",
     "save",
@@ -56,16 +60,28 @@ def __getattr__(name: str) -> Any:
     """A public name, imported when it is asked for: a command's help need not wait for PyTorch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import factory, labeller, predictor
+    from . import factory, labeller, locator, predictor
     from .checkpoints import fetch, known
     from .method import base, config, methods, scores
     from .method.methods import gem
     from .pictures import boxes, labels, overlays, transform
 
-    homes = (factory, labeller, predictor, fetch, known, base, config, methods, gem, scores)
+    homes = (
+        factory,
+        labeller,
+        locator,
+        predictor,
+        fetch,
+        known,
+        base,
+        config,
+        methods,
+        gem,
+        scores,
+    )
     value = next(
         vars(home)[name]
-        for home in (*homes, boxes, labels, overlays, transform)
+        for home in (*homes, scores, boxes, labels, overlays, transform)
         if name in vars(home)
     )
     globals()[name] = value

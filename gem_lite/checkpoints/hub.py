@@ -20,6 +20,11 @@ LAYOUTS = (
 )
 
 
+def is_named_folder(model_name: str) -> bool:
+    """Whether a name is of the hub or of a folder, which need no tag."""
+    return model_name.startswith((HUB_PREFIX, FOLDER_PREFIX))
+
+
 def named_folder(
     model_name: str,
     *,

@@ -22,6 +22,18 @@ def available_models() -> list[tuple[str, str]]:
     return [(row.name, row.tag) for row in PRETRAINED]
 
 
+def first_tag(model: str) -> str:
+    """The first tag of a model, to take by default. Raises ValueError for an unknown name."""
+    for name, tag in available_models():
+        if find_row(model, tag) is not None or name.lower() == model.lower():
+            return tag
+    names = list(dict(available_models()))
+    raise ValueError(
+        f"unknown model {model!r}; nearest known models: {nearest(model, names)}; gem-lite models"
+        " lists all"
+    )
+
+
 def find_row(model_name: str, pretrained: str) -> Pretrained | None:
     """The row of a pair, or None if the pair is unknown.
 

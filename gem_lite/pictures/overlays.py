@@ -64,7 +64,7 @@ def visualize(
         titled(_blend(pixels, heat, alpha), prompt)
         for heat, prompt in zip(maps, prompts, strict=True)
     ]
-    notebook = _in_notebook()
+    notebook = in_notebook()
     if save_path is not None or notebook:
         sheet = contact_sheet(overlays, columns=min(SHEET_COLUMNS, len(overlays)))
         if save_path is not None:
@@ -267,7 +267,7 @@ def _blend(pixels: NDArray[np.float32], heat: NDArray[np.float32], alpha: float)
     return Image.fromarray((mixed * 255).round().astype(np.uint8))
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Whether the code runs in a notebook's kernel; imports nothing."""
     ipython = sys.modules.get("IPython")
     get_ipython = getattr(ipython, "get_ipython", None)

@@ -78,3 +78,21 @@ def headed(
     draw.text((0, band / 2), text, fill=(shade,) * 3, font=font, anchor="lm")
     draw.text((picture.width, band / 2), note, fill=(shade,) * 3, font=font, anchor="rm")
     return canvas
+
+
+def legend(sheet: Image.Image) -> Image.Image:
+    """The sheet with the scale of its maps below."""
+    size = 14
+    font = ImageFont.load_default(size)
+    canvas = Image.new("RGB", (sheet.width, sheet.height + 2 * size), "white")
+    canvas.paste(sheet, (0, 0))
+    draw, middle = ImageDraw.Draw(canvas), sheet.height + 0.7 * size
+    ramp = np.linspace(0, 1, 96, dtype=np.float32)[None].repeat(size, axis=0)
+    bar = glow(Image.new("L", (96, size), 200), ramp)
+    texts = ("low", "high: one scale for all words; %: how probably it is in the picture")
+    x = GAP
+    draw.text((x, middle), texts[0], fill="black", font=font, anchor="lm")
+    x += round(font.getlength(texts[0])) + GAP
+    canvas.paste(bar, (x, round(middle - size / 2)))
+    draw.text((x + 96 + GAP, middle), texts[1], fill="black", font=font, anchor="lm")
+    return canvas

@@ -34,6 +34,10 @@ ROOMS: dict[str, set[str]] = {
     },
     "factory": {"checkpoints", "method", "pictures", "predictor", "prompts", "tokenizer"},
     "labeller": {"factory", "inference", "method", "pictures", "predictor", "prompts"},
+    "locator": {
+        *("checkpoints", "factory", "inference", "labeller", "method", "pictures", "predictor"),
+        "prompts",
+    },
     "tools": {
         "_version",
         "checkpoints",
@@ -49,7 +53,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "__main__": {"tools"},
     "__init__": {
-        *("_version", "checkpoints", "factory", "labeller", "method", "pictures", "predictor"),
+        *("_version", "checkpoints", "factory", "labeller", "locator", "method", "pictures"),
+        "predictor",
     },
 }
 # Inside a room, in the order in which a reader meets them: a file imports only what stands before.

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...method.config import nearest
 from ..settings import asked_method, parsed_setting
 from .console import tell
 
@@ -81,7 +80,7 @@ def chosen_model(args: argparse.Namespace, *, fetch: bool = False) -> tuple[str,
     fetch: by default BEST also where its file is not on this machine, and never the model in the
     box, which knows no photographs. Raises ValueError for an unknown name.
     """
-    from ...checkpoints.known import find_file, find_row
+    from ...checkpoints.known import find_file, find_row, first_tag
 
     name, tag = args.model, args.pretrained
     if name is None and tag is None:
@@ -217,20 +216,6 @@ def _name_in(path: Path) -> str | None:
         return None
     header = read_header(path)
     return None if header is None else header.model
-
-
-def first_tag(model: str) -> str:
-    """The first tag of a model. Raises ValueError for an unknown name."""
-    from ...checkpoints.known import available_models, find_row
-
-    for name, tag in available_models():
-        if find_row(model, tag) is not None or name.lower() == model.lower():
-            return tag
-    names = list(dict(available_models()))
-    raise ValueError(
-        f"unknown model {model!r}; nearest known models: {nearest(model, names)}; gem-lite models"
-        " lists all"
-    )
 
 
 def _inverse_temperature(text: str) -> float | Literal["adaptive"]:

@@ -11,7 +11,7 @@ from ...checkpoints.known import find_file
 from ...checkpoints.table import PRETRAINED, Pretrained
 from ...method.config import ModelConfig, architecture
 from .console import say, say_json
-from .model import BEST, SHIPPED, first_tag
+from .model import BEST, SHIPPED
 
 HELP = "the known weights, and which are on this machine"
 EXAMPLES = """\
@@ -114,6 +114,7 @@ def _details(row: Pretrained, path: Path | None) -> dict[str, Any]:
 
 def _fetch(words: list[str]) -> None:
     from ...checkpoints.describe import locate
+    from ...checkpoints.known import first_tag
 
     name = words[0]
     tag = first_tag(name) if len(words) == 1 else words[1]
