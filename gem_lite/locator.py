@@ -24,7 +24,7 @@ from .method.presence import common_scale
 from .pictures.boxes import Box, boxes
 from .pictures.labels import Segmentation
 from .pictures.opening import as_picture
-from .pictures.overlays import contact_sheet, in_notebook
+from .pictures.overlays import contact_sheet, shown_in_notebook
 from .pictures.saving import replace_file, save_picture
 from .pictures.sheets import headed, legend, word_tiles
 from .pictures.transform import ImageTransform
@@ -202,11 +202,7 @@ class PictureMaps:
 
     def show(self) -> None:
         """Show the sheet: in a notebook there, else in the system's viewer."""
-        if in_notebook():
-            from IPython.display import display
-
-            display(self)
-        else:
+        if not shown_in_notebook(self):
             self.sheet().show()
 
     def save(self, path: str | Path) -> None:

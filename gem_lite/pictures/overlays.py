@@ -64,15 +64,12 @@ def visualize(
         titled(_blend(pixels, heat, alpha), prompt)
         for heat, prompt in zip(maps, prompts, strict=True)
     ]
-    notebook = in_notebook()
+    notebook = _in_notebook()
     if save_path is not None or notebook:
         sheet = contact_sheet(overlays, columns=min(SHEET_COLUMNS, len(overlays)))
         if save_path is not None:
             save_overlays(Path(save_path), sheet, overlays, prompts)
-        if notebook:
-            from IPython.display import display
-
-            display(sheet)
+        shown_in_notebook(sheet)
     return overlays
 
 
@@ -267,7 +264,17 @@ def _blend(pixels: NDArray[np.float32], heat: NDArray[np.float32], alpha: float)
     return Image.fromarray((mixed * 255).round().astype(np.uint8))
 
 
-def in_notebook() -> bool:
+def shown_in_notebook(value: object) -> bool:
+    """Show a value below the cell that runs; False where there is no notebook."""
+    if not _in_notebook():
+        return False
+    from IPython.display import display
+
+    display(value)
+    return True
+
+
+def _in_notebook() -> bool:
     """Whether the code runs in a notebook's kernel; imports nothing."""
     ipython = sys.modules.get("IPython")
     get_ipython = getattr(ipython, "get_ipython", None)
