@@ -261,9 +261,9 @@ class Labeller:
             return row
         labels, confidence = result
         if {"coco", "scores", "boxes"} & set(self.outputs):
-            found = annotations(labels, confidence)
-            row.update(coco=json.dumps(found), scores=[0.0] * count, boxes=[[0] * 4] * count)
-            for each in found:
+            regions = annotations(labels, confidence)
+            row.update(coco=json.dumps(regions), scores=[0.0] * count, boxes=[[0] * 4] * count)
+            for each in regions:
                 left, top, width, height = each["bbox"]
                 row["scores"][each["category_id"] - 1] = each["score"]
                 row["boxes"][each["category_id"] - 1] = [left, top, left + width, top + height]

@@ -27,6 +27,7 @@ START_TEXT, END_TEXT = "<start_of_text>", "<end_of_text>"
 _END_OF_WORD = "</w>"
 _SMALLEST_VOCAB = 514  # 256 bytes, each inside a word and at its end, and the two special tokens
 _CACHED_WORDS = 8192
+_CONTEXT = range(2, 1 << 31), "at least 2, for the start and end tokens"
 
 
 class Tokenizer:
@@ -48,8 +49,8 @@ class Tokenizer:
         context_length: tokens in a row unless a call says otherwise; at least 2.
 
     Raises:
-        FileNotFoundError: there is no such merges file.
-        TypeError: `vocab_size` or `context_length` is no integer.
+        FileNotFoundError: `merges_path` does not exist.
+        TypeError: `vocab_size` or `context_length` is not an integer.
         ValueError: one of them is out of range, or the file is damaged or holds too few merges.
     """
 
@@ -60,13 +61,9 @@ class Tokenizer:
         vocab_size: int = FULL_VOCAB,
         context_length: int = 77,
     ) -> None:
-        _require_int("vocab_size", vocab_size)
-        if not _SMALLEST_VOCAB <= vocab_size <= FULL_VOCAB:
-            raise ValueError(
-                f"vocab_size is {vocab_size}; expected {_SMALLEST_VOCAB} (bytes only) "
-                f"to {FULL_VOCAB} (CLIP's own)"
-            )
-        _require_context(context_length)
+        bounds = f"{_SMALLEST_VOCAB} (bytes only) to {FULL_VOCAB} (CLIP's own)"
+        _check_int("vocab_size", vocab_size, range(_SMALLEST_VOCAB, FULL_VOCAB + 1), bounds)
+        _check_int("context_length", context_length, *_CONTEXT)
         path = find_merges() if merges_path is None else Path(merges_path)
         self._build(_read_merges(path, vocab_size - _SMALLEST_VOCAB), context_length)
 
@@ -99,7 +96,7 @@ class Tokenizer:
         """Token ids of one text, without the start and end tokens and of any length.
 
         Raises:
-            TypeError: `text` is no string.
+            TypeError: `text` is not a string.
         """
         if not isinstance(text, str):
             raise TypeError(f"expected a string to encode, got {type(text).__name__}")
@@ -144,15 +141,15 @@ class Tokenizer:
         """Token rows of one text or of several -> int64 tensor [n, context_length] on the CPU.
 
         Args:
-            texts: a string, or a list or tuple of strings; an empty one gives a tensor of no rows.
+            texts: a string, or a list or tuple of strings; an empty list gives no rows.
             context_length: tokens in a row, at least 2; None takes the tokenizer's own.
 
         Raises:
-            TypeError: something that is no string came, or `context_length` is no integer.
+            TypeError: a text is not a string, or `context_length` is not an integer.
             ValueError: `context_length` is smaller than 2.
         """
         context = self.context_length if context_length is None else context_length
-        _require_context(context)
+        _check_int("context_length", context, *_CONTEXT)
         rows = torch.zeros(len(_text_list(texts)), context, dtype=torch.long)
         for row, text in zip(rows, _text_list(texts), strict=True):
             ids = [self.start_id, *self.encode(text)[: context - 2], self.end_id]
@@ -274,7 +271,7 @@ def _read_merges(path: Path, count: int) -> list[str]:
         raise ValueError(f"{path} holds {len(merges)} merges; the vocabulary needs {count}")
     if not regex.fullmatch(r"(?:[^ \n]+ [^ \n]+\n)*", "".join(f"{line}\n" for line in merges)):
         raise ValueError(
-            f"{path} is no list of merges: expected two symbols and one space on each line"
+            f"{path} is not a list of merges: expected two symbols and one space on each line"
         )
     return merges
 
@@ -292,16 +289,10 @@ def _text_list(texts: str | Sequence[str]) -> list[str]:
     return list(texts)
 
 
-def _require_int(name: str, value: int) -> None:
+def _check_int(name: str, value: int, allowed: range, meaning: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
             f"expected an integer for {name}, got {type(value).__name__}: {value!r:.80}"
         )
-
-
-def _require_context(value: int) -> None:
-    _require_int("context_length", value)
-    if value < 2:
-        raise ValueError(
-            f"context_length is {value}; expected at least 2, for the start and end tokens"
-        )
+    if value not in allowed:
+        raise ValueError(f"{name} is {value}; expected {meaning}")

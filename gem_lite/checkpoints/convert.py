@@ -46,7 +46,7 @@ def resolve_config(
     """The configuration under which a checkpoint is to be loaded; its tensors' shapes are checked.
 
     The activation comes from the file, from `activation` and from a `-quickgelu` name, which must
-    agree. A name that is no known architecture is accepted for a file that describes itself (ours,
+    agree. An unknown name is accepted for a file that describes itself (ours,
     or one with config.json).
     Raises ValueError for contradictions, unknown names, and tensors that don't fit.
     """

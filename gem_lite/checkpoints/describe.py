@@ -50,8 +50,8 @@ def locate(
         ):
             raise FileNotFoundError(f"no checkpoint at {path}")
         row = known_row(model_name, text)
-    found = find_file(row, cache_dir=cache_dir)
-    return found or _fetch_and_convert(row, cache_dir, mirror), row
+    file = find_file(row, cache_dir=cache_dir)
+    return file or _fetch_and_convert(row, cache_dir, mirror), row
 
 
 def _fetch_and_convert(
@@ -63,8 +63,8 @@ def _fetch_and_convert(
     output.parent.mkdir(parents=True, exist_ok=True)
     # One process at a time: the others wait here, and then find the converted file.
     with exclusive(output.with_name(output.name + ".lock")):
-        if (found := find_file(row, cache_dir=cache_dir)) is not None:
-            return found
+        if (file := find_file(row, cache_dir=cache_dir)) is not None:
+            return file
         fetched = fetch_source(row, cache_dir=cache_dir, mirror=mirror)
         source = read_source(fetched)
         convert(source, output, header_for(source, row.name, row))

@@ -85,7 +85,7 @@ def mlp(module: Any, x: Tensor) -> Tensor:
         return NotImplemented
     tokens = x.flatten(0, -2)  # [b n, d]
     pieces = max(1, math.ceil(len(tokens) * fc.out_features * x.element_size() / BYTES_BETWEEN))
-    out = [run(fc, proj, some) for some in tokens.split(math.ceil(len(tokens) / pieces) or 1)]
+    out = [run(fc, proj, part) for part in tokens.split(math.ceil(len(tokens) / pieces) or 1)]
     return (torch.cat(out) if len(out) > 1 else out[0]).view(*x.shape[:-1], proj.out_features)
 
 
@@ -163,7 +163,7 @@ def _refined(x: Tensor, temp: float, shift: Tensor) -> Tensor:
     n, scaled = len(x), temp * x
     if n < SYMMETRIC:
         rows = rows_at_once(n)
-        out = [product(exponential(some, x, shift), x.T) for some in scaled.split(rows)]
+        out = [product(exponential(part, x, shift), x.T) for part in scaled.split(rows)]
         return torch.cat(out) if len(out) > 1 else out[0]
     total = torch.zeros_like(x)
     for start in range(0, n, ROWS):

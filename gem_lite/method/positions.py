@@ -26,8 +26,7 @@ def resample_positions(
     place of grid / native, and leaves any grid of the native number of patches untouched.
     """
     offset = kind == "bicubic_offset"
-    exported = not all(isinstance(side, int) for side in grid)  # sizes that are left open
-    if exported:
+    if any(isinstance(side, torch.SymInt) for side in grid):  # an exported graph's, left open
         return _open_grid(positions, native, grid, kind)
     if grid == native or (offset and math.prod(grid) == math.prod(native)):
         return positions
@@ -100,9 +99,9 @@ def _open_grid(
     positions: Tensor, native: tuple[int, int], grid: tuple[Any, Any], kind: Positions
 ) -> Tensor:
     """`by_products`, and for "bicubic_offset" the choice that hangs on the number of patches."""
-    found = by_products(positions, native, grid, kind)
+    resampled = by_products(positions, native, grid, kind)
     if kind != "bicubic_offset":
-        return found  # on the native grid the matrices are the identity
-    count = torch.arange(found.shape[0])
+        return resampled  # on the native grid the matrices are the identity
+    count = torch.arange(resampled.shape[0])
     same = count[-1:] == positions.shape[0] - 1  # [1]
-    return torch.where(same[:, None], positions[count.clamp(max=positions.shape[0] - 1)], found)
+    return torch.where(same[:, None], positions[count.clamp(max=positions.shape[0] - 1)], resampled)

@@ -23,11 +23,11 @@ def annotations(
     labels: [h, w], 0 = background; a label is its category's number. confidence: [h, w], of which
     a word's score is the mean. Words without pixels are left out.
     """
-    found = []
+    regions = []
     for label, mask in word_masks(labels):
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         left, top = int(columns[0]), int(rows[0])
-        found.append(
+        regions.append(
             {
                 "category_id": label,
                 "segmentation": segmentation(mask),
@@ -37,7 +37,7 @@ def annotations(
                 "score": mean_confidence(confidence, mask),
             }
         )
-    return found
+    return regions
 
 
 def polygons(mask: NDArray[np.bool_]) -> list[list[int]]:

@@ -63,7 +63,7 @@ def open_picture(
     except PictureError:
         raise
     except UnidentifiedImageError as error:
-        raise PictureError(f"{label} is no picture that Pillow can read") from error
+        raise PictureError(f"{label} is not a picture that Pillow can read") from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"{label} is too large: {error}") from error
     except Exception as error:  # a damaged file breaks its decoder in every way there is

@@ -39,7 +39,7 @@ class ImageTransform:
         mean, std: three numbers each, for red, green and blue, on a scale of 0..1.
 
     Raises:
-        TypeError: a size that is no integer, or a mean or std that is no sequence of numbers.
+        TypeError: a size is not an integer, or mean or std are not sequences of numbers.
         ValueError: a size below 1 or not of two sides, not three numbers in mean or std, a std that
             is not above 0 in float32.
     """

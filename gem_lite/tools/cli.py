@@ -69,7 +69,7 @@ def _run(words: list[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         _Parser(prog="gem-lite").error(
-            f"{words[0]!r} is no command; nearest: {nearest(words[0], list(COMMANDS), 1)}"
+            f"{words[0]!r} is not a command; nearest: {nearest(words[0], list(COMMANDS), 1)}"
         )
     parser = command_parser(words[0])
     args = parser.parse_intermixed_args(words[1:])

@@ -37,8 +37,8 @@ def this_rank() -> Rank:
         local = int(os.environ.get("LOCAL_RANK", str(rank)))
     except ValueError as error:
         raise ValueError(
-            "RANK, WORLD_SIZE or LOCAL_RANK in the environment is no number; start with torchrun,"
-            " or unset them"
+            "RANK, WORLD_SIZE or LOCAL_RANK in the environment is not a number; start with"
+            " torchrun, or unset them"
         ) from error
     if not 0 <= rank < world:
         raise ValueError(

@@ -40,7 +40,7 @@ def asked_method(
     """The method written, with `more` settings: its name and them, or the method of a file.
 
     "own.py:std=3" runs that file, which defines one subclass of Method; it may be written as those
-    in `methods/` are. Raises ValueError for what is no method or no setting, FileNotFoundError.
+    in `methods/` are. Raises ValueError for an unknown method or setting, FileNotFoundError.
     """
     from ..method import methods
 

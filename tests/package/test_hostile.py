@@ -481,11 +481,11 @@ BAD: dict[str, tuple[bytes, str]] = {
     "larger bomb": (png_that_claims(2**30, 2**30), "too large|pixels|cannot be read"),
     "too few pixels": (png_that_claims(4000, 4000), "cannot be read as a picture"),
     "truncated": (saved(noise(90, 90), "JPEG")[:2500], "cannot be read as a picture"),
-    "empty": (b"", "is no picture"),
-    "text": (b"hello", "is no picture"),
-    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no picture"),
+    "empty": (b"", "is not a picture"),
+    "text": (b"hello", "is not a picture"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not a picture"),
     "floats": (saved(Image.new("F", (4, 4)), "TIFF"), "mode F"),
-    "zeros": (bytes(1000), "is no picture"),
+    "zeros": (bytes(1000), "is not a picture"),
 }
 
 

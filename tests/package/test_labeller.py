@@ -133,7 +133,7 @@ def test_what_cannot_be_labelled_keeps_its_row(
         columns["error"][1:7],
         (
             "cannot be read",
-            "is no picture",
+            "is not a picture",
             "is NoneType",
             "float32, shape [40, 60, 3]",
             "missing",

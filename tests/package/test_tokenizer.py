@@ -333,7 +333,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         "flipped.gz": (good[:5000] + b"\0\0\0\0" + good[5004:], "cannot read the merges"),
         "bytes.txt": (b"\xff\xfe\xfa", "cannot read the merges"),
         "short.txt": (b"i n\nt h\n", "holds 2 merges; the vocabulary needs 48894"),
-        "words.txt": (b"no merges in here\n" * 48894, "no list of merges"),
+        "words.txt": (b"no merges in here\n" * 48894, "not a list of merges"),
     }
     for name, (content, message) in bad.items():
         (tmp_path / name).write_bytes(content)

@@ -68,7 +68,7 @@ def test_netpbm_as_text_is_refused(head: bytes, tmp_path: Path) -> None:
     (tmp_path / "it.ppm").write_bytes(data)
     start = time.process_time()
     for source in (io.BytesIO(data), tmp_path / "it.ppm"):
-        with pytest.raises(PictureError, match="save it as PNG|is no picture"):
+        with pytest.raises(PictureError, match="save it as PNG|is not a picture"):
             open_picture(source, name="it")
     assert time.process_time() - start < 0.5
 

@@ -410,5 +410,5 @@ def test_only_known_formats_are_opened(tmp_path: Path) -> None:
     """Pillow hands EPS to another program; here it is no picture."""
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
-    with pytest.raises(ValueError, match="is no picture"):
+    with pytest.raises(ValueError, match="is not a picture"):
         open_picture(path)

@@ -312,7 +312,7 @@ def test_the_overview_and_the_version(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == f"gem-lite {gem.__version__}\n"
     with pytest.raises(SystemExit):
         main(["segmnt"])
-    assert "'segmnt' is no command; nearest: 'segment'" in capsys.readouterr().err
+    assert "'segmnt' is not a command; nearest: 'segment'" in capsys.readouterr().err
 
 
 # ---- from a shell

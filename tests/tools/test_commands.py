@@ -66,7 +66,7 @@ def test_bad_files_are_told_and_the_rest_is_done(folder: Path, run: Run, command
     lines = err.splitlines()
     assert lines[0] == "gem-lite: no picture at none.png"
     assert re.match(r"gem-lite: photos.cut\.png cannot be read as a picture \(.+\)$", lines[1])
-    assert re.match(r"gem-lite: photos.text\.png is no picture that Pillow can read$", lines[2])
+    assert re.match(r"gem-lite: photos.text\.png is not a picture that Pillow can read$", lines[2])
     assert lines[3] == "gem-lite: 3 of 5 inputs failed" and len(lines) == 4
     assert set(os.listdir("out")) - {"overlay"} == {"a.png", "b.png"}
     if command == "segment":
@@ -133,7 +133,7 @@ def test_json_of_heatmap(folder: Path, run: Run, weights: Path) -> None:
     first, second = map(json.loads, out.splitlines())
     assert second == {
         "input": str(Path("photos/text.png")),
-        "error": f"{Path('photos/text.png')} is no picture that Pillow can read",
+        "error": f"{Path('photos/text.png')} is not a picture that Pillow can read",
     }
     model, transform = gem.create_model_and_transforms("small", weights)
     with torch.no_grad():

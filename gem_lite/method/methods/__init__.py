@@ -34,8 +34,8 @@ def method_classes() -> dict[str, type[Method]]:
 
 def classes_in(module: ModuleType) -> list[type[Method]]:
     """The methods that a module defines itself."""
-    found = [kind for _, kind in inspect.getmembers(module, inspect.isclass)]
-    own = [kind for kind in found if kind.__module__ == module.__name__]
+    classes = [kind for _, kind in inspect.getmembers(module, inspect.isclass)]
+    own = [kind for kind in classes if kind.__module__ == module.__name__]
     return [kind for kind in own if issubclass(kind, Method)]
 
 

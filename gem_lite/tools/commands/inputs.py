@@ -124,7 +124,7 @@ def goes_to_stdout(args: argparse.Namespace, inputs: Inputs) -> bool:
 
 
 def check_output(folder: Path, outputs: Sequence[tuple[Input, Path]]) -> None:
-    """Raise ValueError where an output is no file in a folder, an input, or another's output."""
+    """Raise ValueError where an output is not a file in a folder, an input, or another's output."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file; give the name of a folder")
     inputs = {_identity(Path(each.source)) for each, _ in outputs} - {None}

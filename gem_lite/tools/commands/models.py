@@ -19,7 +19,7 @@ gem-lite models
 gem-lite models --local --json
 gem-lite models --fetch ViT-B/16
 """
-MILLIONS = {"tiny-emoji": 5.4}  # of parameters, where the name is no architecture
+MILLIONS = {"tiny-emoji": 5.4}  # of parameters, where the name is not an architecture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -147,7 +147,7 @@ def local_changes(target: Path, record: dict[str, str] | None, files: dict[str, 
     """A unified diff for every file that was edited, deleted or is in the way of a new one.
 
     The other side of the diff is the file as it would be written now. Raises ValueError for a
-    folder that is no copy made by this command.
+    folder that this command did not write.
     """
     if record is None:
         raise ValueError(f"{target} exists and has no {RECORD}; give another DEST or --name")

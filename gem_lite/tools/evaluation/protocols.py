@@ -54,7 +54,7 @@ class Settings:
         return replace(self, **changes)
 
     def without_background(self) -> "Settings":
-        """For a data set on which background is no class: every pixel gets one of the classes."""
+        """For a data set without a background class: every pixel gets one of the classes."""
         return replace(self, threshold=None, background=(), min_area=0.0)
 
     def as_json(self) -> dict[str, Any]:

@@ -270,6 +270,6 @@ def _labels_below(cosines: Tensor, bound: float = 0.5) -> Tensor:
 def _mean_iou(labels: Tensor, mask: Tensor, count: int) -> float:
     ious = []
     for value in range(count + 1):
-        found, truth = labels == value, mask == value
-        ious.append(float((found & truth).sum() / (found | truth).sum().clamp(min=1)))
+        predicted, truth = labels == value, mask == value
+        ious.append(float((predicted & truth).sum() / (predicted | truth).sum().clamp(min=1)))
     return float(np.mean(ious))
