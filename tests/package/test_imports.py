@@ -69,7 +69,7 @@ ORDER: dict[str, list[str]] = {
     "checkpoints": [
         *("files", "records", "header", "assemble", "ours"),
         *("pickles", "archive", "huggingface", "configs", "open_clip", "others", "convert"),
-        *("transfer", "fetch", "table", "known", "hub", "verify", "describe"),
+        *("transfer", "fetch", "table", "known", "hub", "verify", "describe", "settings"),
     ],
     "pictures": [
         *(
