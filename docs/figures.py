@@ -1,4 +1,4 @@
-"""Make the pictures of docs/method.md from the models in the box, with nothing but this package.
+"""Make docs/demo.png and docs/method.md's pictures from the models in the box, with this package.
 
 python docs/figures.py                     # all of them, seconds on two cores
 python docs/figures.py attention depth     # some
@@ -27,7 +27,12 @@ from gem_lite.pictures.overlays import (  # noqa: E402
     titled,
     visualize,
 )
-from gem_lite.tools.demo import BACKGROUND, demo_picture  # noqa: E402
+from gem_lite.tools.demo import (  # noqa: E402
+    BACKGROUND,
+    FIRST_PICTURE,
+    demo_picture,
+    demo_sheet,
+)
 
 SIDE = 180  # pixels of a tile
 SIZE = 256  # of the picture that the model sees: 16 x 16 patches
@@ -179,6 +184,7 @@ def every_method(tag: str) -> Image.Image:
 
 
 FIGURES: dict[str, Callable[[], Image.Image]] = {
+    "demo": lambda: demo_sheet(*demo_picture(FIRST_PICTURE)),
     "steps": steps,
     "attention": attention,
     "norms": norms,
@@ -197,7 +203,11 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         for name in args.names or FIGURES:
-            FIGURES[name]().save(args.output / f"{name}.webp", quality=80, method=6)
+            figure = FIGURES[name]()
+            if name == "demo":  # the README's, which shows everywhere
+                figure.save(args.output.parent / "demo.png", optimize=True)
+            else:
+                figure.save(args.output / f"{name}.webp", quality=80, method=6)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def headed(
 
     strength: 1 = black letters, 0 = pale ones. A long title is cut.
     """
-    size = text_size(picture)
+    size = 5 * text_size(picture) // 4
     band, font = 2 * size, ImageFont.load_default(size)
     shade = round(150 * (1 - (1.0 if strength is None else min(max(strength, 0.0), 1.0))))
     canvas = Image.new("RGB", (picture.width, picture.height + band), "white")

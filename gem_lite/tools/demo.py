@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
 DEMO_PICTURES = ("demo.png", "demo-2.png", "demo-3.png")
 DEMO_PICTURE = DEMO_PICTURES[0]
+FIRST_PICTURE = DEMO_PICTURES[2]  # of the demonstration
 PHOTOGRAPH = "demo-photo.jpg"  # for models that know more than drawings
 BACKGROUND = ["background"]  # the caption with which the model learned to name empty pictures
-SIDE = 240  # pixels at which the small picture and its maps are shown
+BOX = ("tiny-emoji", "v2")
+ABSENT = "umbrella"  # in none of the pictures
+SIDE = 320  # pixels at which the picture and its maps are shown
 
 
 def demo_picture(name: str = DEMO_PICTURE) -> tuple[Image.Image, list[str]]:
@@ -41,24 +44,35 @@ def demo_picture(name: str = DEMO_PICTURE) -> tuple[Image.Image, list[str]]:
 def demo_sheet(
     picture: Image.Image, words: Sequence[str], *, device: str | torch.device = "cpu"
 ) -> Image.Image:
-    """One sheet: each word's map and the segmentation, by GEM above and by plain CLIP below."""
+    """One sheet of the picture, each word's map and an absent one's, and the segmentation.
+
+    Last and small stand the same words' maps by plain CLIP, with the same weights.
+    """
     import torch
     from PIL import Image
 
     from ..factory import create_model_and_transforms
-    from ..pictures.overlays import contact_sheet, label_overlay, titled, visualize
+    from ..inference import maps_and_presence
+    from ..method.presence import common_scale
+    from ..pictures.overlays import contact_sheet, label_overlay
+    from ..pictures.sheets import glow, headed, word_tiles
 
-    model, transform = create_model_and_transforms("tiny-emoji", "v2", device=device)
+    model, transform = create_model_and_transforms(*BOX, device=device)
     image = transform(picture)[None]
     shown = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    tiles = []
-    for method, plain in (("GEM", False), ("plain CLIP", True)):
-        with torch.inference_mode():
-            maps = model(image, words, return_ori=plain)
-            segmented = model.segment(image, words, background=BACKGROUND, return_ori=plain)
-        tiles.append(titled(shown, "the picture"))
-        tiles += visualize(shown, [f"{method}: {word}" for word in words], maps)
-        tiles.append(
-            titled(label_overlay(shown, segmented.labels[0], words), f"{method}: all words")
-        )
-    return contact_sheet(tiles, columns=len(words) + 2)
+    with torch.inference_mode():
+        asked = [*words, ABSENT]
+        maps, present = maps_and_presence(model, image, asked, size=(SIDE, SIDE))
+        plain, plain_present = maps_and_presence(model, image, asked, plain=True)
+        labels = model.segment(image, words, background=BACKGROUND, size=(SIDE, SIDE)).labels[0]
+    tiles = [headed(shown, "the picture")]
+    tiles += word_tiles(shown, asked, common_scale(maps, present)[0], present[0].tolist())
+    tiles.append(headed(label_overlay(shown, labels, words), "segmentation"))
+    half = shown.resize((SIDE // 2 - 2, SIDE // 2 - 2))
+    below = Image.new("RGB", (SIDE, SIDE), "white")
+    for index, heat in enumerate(common_scale(plain, plain_present)[0, : min(4, len(words))]):
+        row, column = divmod(index, 2)
+        place = (column * (SIDE // 2 + 2), row * (SIDE // 2 + 2))
+        below.paste(glow(half, heat.cpu().numpy()), place)
+    tiles.append(headed(below, "plain CLIP, same words"))
+    return contact_sheet(tiles, columns=-(-len(tiles) // 2))

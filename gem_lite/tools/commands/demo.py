@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the sheet of the demonstration."""
     from ...pictures.saving import save_picture
-    from ..demo import demo_picture, demo_sheet
+    from ..demo import FIRST_PICTURE, demo_picture, demo_sheet
 
-    picture, words = demo_picture()
+    picture, words = demo_picture(FIRST_PICTURE)
     save_picture(demo_sheet(picture, words, device=chosen_device(args.device)), args.output)
     say(f"{args.output.resolve()}: heat maps of {', '.join(words)}, GEM beside plain CLIP")
