@@ -16,7 +16,7 @@ from .positions import resample_positions
 class ImageFeatures(NamedTuple):
     """Both streams in the shared embedding space, not normalised, class token first."""
 
-    clip: Tensor  # [b, 1 + grid h * grid w, e]; without tokens where it was not asked for
+    clip: Tensor  # [b, 1 + grid h * grid w, e]; where it was not asked for, without patches
     gem: Tensor  # [b, 1 + grid h * grid w, e]
     grid: tuple[int, int]  # patches (h, w)
     tokens: dict[int, Tensor]  # after so many blocks, [b, n, d]: those that were asked for
@@ -62,11 +62,9 @@ class ImageEncoder(nn.Module):
         block = (config.width, config.heads, config.mlp_width, activation)
         self.method = method
         self.reads = frozenset(method.reads(config.layers))
-        self.ends_alone = (  # the method's stream needs nothing of what CLIP's last block returns
-            method.class_token == "gem"
-            and type(method).combine is Method.combine
-            and config.layers not in self.reads
-        )
+        # Of what CLIP's last block returns, the method's stream needs the class token at most.
+        own = method.class_token == "gem" and type(method).combine is Method.combine
+        self.ends_with = slice(None if config.layers in self.reads else 0 if own else 1)
         self.patch = config.patch
         self.native_grid = config.grid
         self.plain_blocks = config.layers - method.blocks
@@ -110,8 +108,8 @@ class ImageEncoder(nn.Module):
             if number <= self.plain_blocks:
                 clip = gem = block(clip)
             else:
-                if number == len(blocks) and self.ends_alone and not (both or number in kept):
-                    trunk = trunk._replace(asked=slice(0))
+                if number == len(blocks) and not (both or number in kept):
+                    trunk = trunk._replace(asked=self.ends_with)
                 clip, gem = block(clip, gem, trunk)
             if number in kept:
                 tokens[number] = clip

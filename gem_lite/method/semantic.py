@@ -93,8 +93,8 @@ def mixed_weights(method: Any, heads: Heads, agreement: Tensor | None = None) ->
     total = sum_of(each)
     if method.rcs:
         middle = scaled(method.middle, len(heads.trunk.blocks), fixed=True)
-        own = [weights(*heads.trunk.heads(number)[:2]) for number in middle]
-        mean = sum_of(own) / len(own)
+        own = (weights(*heads.trunk.heads(number)[:2]) for number in middle)
+        mean = sum_of(own) / len(middle)
         total = method.rcs[0] * ((1 - method.rcs[1]) * total + method.rcs[1] * mean)
     return total
 

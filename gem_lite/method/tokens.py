@@ -22,7 +22,8 @@ def outlier_scores(x: Tensor, neighbours: int = 30) -> Tensor:
     """
     if x.shape[1] < 2:
         return x.new_ones(x.shape[:2])
-    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    x = x - x.mean(dim=1, keepdim=True)  # shorter tokens, smaller rounding in their product
+    distances = torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist").square()
     itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
     distances = distances.masked_fill(itself, torch.inf)
     near, index = distances.topk(min(neighbours, x.shape[1] - 1), largest=False)  # [b, n, k]
@@ -76,9 +77,12 @@ def repair(
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:
     """The sum of tensors of one shape. Raises ValueError where there are none."""
-    if not (listed := list(tensors)):
+    total = None
+    for tensor in tensors:
+        total = tensor if total is None else total + tensor
+    if total is None:
         raise ValueError("no layers to sum; expected the first one not to lie behind the last")
-    return torch.stack(listed).sum(dim=0)
+    return total
 
 
 def cosines(x: Tensor, least: float = -1.0) -> Tensor:

@@ -70,6 +70,17 @@ def test_maps_leave_the_half_out_and_plain_clip_has_it(monkeypatch: pytest.Monke
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["maskclip", "clearclip"])
+def test_where_clips_class_token_is_read_it_alone_is_made(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model().with_method(name)
+    rows = rows_of_the_last_mlp(model, monkeypatch)
+    model(random_images(1, 48, 40), WORDS)
+    assert min(rows) == 1 and rows.count(31) == (name == "maskclip")  # its stream has an MLP
+
+
+@torch.no_grad()
 def test_tokens_kept_of_the_last_block_are_whole() -> None:
     network, images = small_network(), random_images(1, 48, 40)
     kept = network.encode_image(images, [3], both=False)

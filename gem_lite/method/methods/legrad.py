@@ -36,5 +36,5 @@ def _relevance(visual: Any, trunk: Trunk, block: int, text: Tensor) -> Tensor:
     attention = weights(heads.q, heads.k).detach().requires_grad_()
     out = trunk.dense(block, lambda heads: attention @ heads.v, residual=True, mlp=True)
     cosine = F.normalize(visual.project(out.mean(dim=1)).float(), dim=-1) @ text.mT  # [b, p]
-    grads = [torch.autograd.grad(each, attention, retain_graph=True)[0] for each in cosine.sum(0)]
-    return torch.stack(grads, dim=1).clamp(min=0).mean(dim=(2, 3))[..., 1:]  # [b, p, n]
+    grads = (torch.autograd.grad(each, attention, retain_graph=True)[0] for each in cosine.sum(0))
+    return torch.stack([grad.clamp(min=0).mean(dim=(1, 2))[:, 1:] for grad in grads], dim=1)
