@@ -58,7 +58,7 @@ def wrong_links(path: Path) -> list[str]:
     for text, target in links(path):
         file, _, anchor = target.partition("#")
         there = path.parent / file if file else path
-        named = re.fullmatch(r"`([A-Za-z_][\w.]*)`", text)
+        named = re.fullmatch(r"`(?:gem_lite\.)?([A-Za-z_][\w.]*)`", text)
         if not there.exists():
             wrong.append(target)
         elif anchor and anchor not in headings(there):
