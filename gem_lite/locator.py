@@ -219,9 +219,9 @@ class PictureMaps:
         np.savez_compressed(file, prompts=np.array(self.words), **arrays)  # type: ignore[arg-type]
         replace_file(path, file.getvalue())
 
-    def _repr_png_(self) -> bytes:
+    def _repr_jpeg_(self) -> bytes:  # a quarter of a PNG: notebooks keep what they show
         file = io.BytesIO()
-        self.sheet().save(file, "PNG")
+        self.sheet().save(file, "JPEG", quality=88)
         return file.getvalue()
 
     def __repr__(self) -> str:
