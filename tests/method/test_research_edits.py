@@ -12,8 +12,12 @@ import pytest
 import torch
 
 import gem_lite.method
+from gem_lite.method.config import ImageConfig
+from gem_lite.method.image import ImageEncoder
+from gem_lite.method.methods import make_method
 
 SOURCE = Path(gem_lite.method.__file__).parent
+IMAGES = torch.randn(2, 3, 40, 56, generator=torch.Generator().manual_seed(1)).double()
 Edit = list[tuple[str, str, str]]  # file, what stands there, what comes in its place
 
 ATTEND = "        return F.scaled_dot_product_attention(inv_temp * x, x, values, scale=1.0)\n"
@@ -76,6 +80,59 @@ EARLY_EXIT: Edit = [
     )
 ]
 
+GEM_HEADS = """        streams = torch.stack([getattr(heads, stream) for stream in self.streams])
+        inv_temp = self.inv_temp or maths.adaptive_inv_temp(heads.x, heads.q.shape[-1])
+        return maths.self_self_attention(
+            streams, heads.v, inv_temp, iters=self.iters, grid=heads.trunk.grid
+        )
+"""
+GEM_IMPORT = "from ..base import Heads, Method, letters, positive\n"
+SCLIP: Edit = [
+    ("methods/gem.py", GEM_IMPORT, GEM_IMPORT.replace("Method,", "Method, attend,")),
+    (
+        "methods/gem.py",
+        GEM_HEADS,
+        "        q, k, v = heads[:3]\n        return attend(q, q, v) + attend(k, k, v)\n",
+    ),
+]
+NACLIP: Edit = [
+    (
+        "methods/gem.py",
+        GEM_IMPORT,
+        "from ..base import Heads, Method, attend, letters, positive\n"
+        "from ..tokens import gaussian_window\n",
+    ),
+    (
+        "methods/gem.py",
+        GEM_HEADS,
+        "        window = gaussian_window(heads.trunk.grid, 5.0, heads.k)\n"
+        "        return attend(heads.k, heads.k, heads.v, bias=window)\n",
+    ),
+    (
+        "blocks.py",
+        "        gem = gem + gem_attn if self.method.residual else gem_attn\n",
+        "        gem = gem_attn\n",
+    ),
+]
+ALL_MAPS: Edit = [
+    (
+        "image.py",
+        "    tokens: dict[int, Tensor]  #",
+        "    attention: dict[int, Tensor]  # [b, h, n, n] of each block\n"
+        "    tokens: dict[int, Tensor]  #",
+    ),
+    ("image.py", "base import Method, Trunk\n", "base import Method, Trunk, weights\n"),
+    ("image.py", "        gem = clip\n", "        gem, maps = clip, {}\n"),
+    (
+        "image.py",
+        "            if number <= self.plain_blocks:\n",
+        "            q, k, *_ = Trunk(blocks, grid, {number - 1: clip}).heads(number)\n"
+        "            maps[number] = weights(q, k)\n"
+        "            if number <= self.plain_blocks:\n",
+    ),
+    ("image.py", PROJECT, PROJECT.replace("grid, tokens", "grid, maps, tokens")),
+]
+
 
 def edited(edit: Edit, folder: Path, name: str) -> tuple[ModuleType, int, int]:
     """A copy of the folder with the edit, imported; the lines it costs, and the files."""
@@ -111,8 +168,7 @@ def features(module: ModuleType, name: str) -> tuple[Any, torch.Tensor]:
         generator = torch.Generator().manual_seed(len(key) + sum(map(ord, key)))
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         tensor.data = 0.2 * noise + (key.startswith("ln") or ".ln_" in key)
-    images = torch.randn(2, 3, 40, 56, generator=torch.Generator().manual_seed(1)).double()
-    return visual, visual(images).gem
+    return visual, visual(IMAGES).gem
 
 
 @pytest.mark.parametrize(
@@ -139,6 +195,37 @@ def test_edits_work_within_their_budget(
     for key in ("layer_weights", "registers"):
         if hasattr(visual, key):
             assert getattr(visual, key).grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "most_lines", "most_files"),
+    [("sclip", SCLIP, 4, 1), ("naclip", NACLIP, 12, 2)],
+)
+def test_published_methods_as_edits_of_gem(
+    name: str, edit: Edit, most_lines: int, most_files: int, tmp_path: Path
+) -> None:
+    """What another paper changes, changed in GEM's own file, is that paper's method."""
+    module, lines, files = edited(edit, tmp_path, f"as_{name}")
+    assert lines <= most_lines and files <= most_files
+    visual, gem = features(module, f"as_{name}")
+    method = make_method(name, {"blocks": 2, "mlp": False, "positions": "bicubic_antialias"})
+    config: Any = ImageConfig(size=40, patch=8, width=48, layers=3, heads=4, mlp_width=56)
+    ours = ImageEncoder(config, 20, "quick_gelu", method).double()
+    ours.load_state_dict(visual.state_dict())
+    assert torch.allclose(ours(IMAGES).gem, gem, rtol=0, atol=1e-12)
+
+
+def test_all_attention_maps_out(tmp_path: Path) -> None:
+    module, lines, files = edited(ALL_MAPS, tmp_path, "all_maps")
+    assert lines <= 12 and files <= 2
+    visual, _ = features(module, "all_maps")
+    maps = visual(IMAGES).attention
+    assert list(maps) == [1, 2, 3]
+    for each in maps.values():
+        assert each.shape == (2, 4, 36, 36)
+        assert torch.allclose(each.sum(dim=-1), torch.ones(2, 4, 36, dtype=torch.float64))
+    cut = visual(IMAGES).cut(slice(1))
+    assert all(torch.equal(cut.attention[number], maps[number][:1]) for number in maps)
 
 
 def test_what_costs_no_line() -> None:
