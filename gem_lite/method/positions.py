@@ -30,7 +30,8 @@ def resample_positions(
         return _open_grid(positions, native, grid, kind)
     if grid == native or (offset and math.prod(grid) == math.prod(native)):
         return positions
-    if positions.device.type == "mps":  # which lacks bicubic_antialias
+    # MPS lacks bicubic_antialias, and to a width of 1 PyTorch gives the first row in every row.
+    if kind == "bicubic_antialias" and (positions.device.type == "mps" or grid[1] == 1):
         return by_products(positions, native, grid, kind)
     patches = rearrange(positions[1:], "(h w) d -> 1 d h w", h=native[0])
     patches = F.interpolate(
@@ -73,18 +74,19 @@ def interpolation(native: int, side: Any, kind: Positions) -> Tensor:
     (bicubic) or -1/2 (with antialias, and then stretched where `side` < `native`), or a triangle;
     beyond the ends the last value is repeated, or with antialias nothing is.
     """
-    step = native / (side + 0.1 if kind == "bicubic_offset" else side)
-    centres = (torch.arange(side, dtype=torch.float64) + 0.5) * step - 0.5
+    places = torch.arange(side, dtype=torch.float64)
+    step = native / (places[-1:] + (1.1 if kind == "bicubic_offset" else 1))  # [1]
+    centres = (places + 0.5) * step - 0.5
     if kind == "bicubic_antialias":
         distances = torch.arange(native, dtype=torch.float64) - centres[:, None]
-        weights = _cubic(distances / torch.sym_max(step, 1.0), a=-0.5)
+        weights = _cubic(distances / step.clamp(min=1), a=-0.5)
         return weights / weights.sum(dim=1, keepdim=True)
-    places = torch.arange(-2, native + 2)
-    distances = places - centres[:, None]  # [side, native + 4]
+    columns = torch.arange(-2, native + 2)
+    distances = columns - centres[:, None]  # [side, native + 4]
     weights = (
         (1 - distances.abs()).clamp(min=0) if kind == "bilinear" else _cubic(distances, a=-0.75)
     )
-    ends = F.one_hot(places.clamp(0, native - 1), native).to(weights)
+    ends = F.one_hot(columns.clamp(0, native - 1), native).to(weights)
     return weights @ ends
 
 

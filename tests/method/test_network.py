@@ -204,7 +204,7 @@ def test_positions_at_the_native_grid_are_untouched(dtype: torch.dtype) -> None:
     assert resample_positions(positions, (3, 4), (3, 4)) is positions
 
 
-@pytest.mark.parametrize("grid", [(9, 9), (4, 4), (3, 17), (1, 1), (30, 2), (14, 7)])
+@pytest.mark.parametrize("grid", [(9, 9), (4, 4), (3, 17), (1, 1), (30, 2), (14, 7), (5, 1)])
 def test_positions_elsewhere_are_as_pillow_resizes(grid: tuple[int, int]) -> None:
     """Pillow's bicubic resize of each channel: another program with the same kernel."""
     positions = torch.randn(1 + 7 * 7, 5, generator=torch.Generator().manual_seed(0))
