@@ -7,6 +7,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .checkpoints.fetch import FetchError
     from .checkpoints.known import available_models
+    from .exporting.export import export
     from .factory import create_gem_model, create_model_and_transforms, get_tokenizer, save
     from .labeller import Labeller
     from .locator import Locator, PictureMaps, load
@@ -42,6 +43,7 @@ __all__ = [
     "class_areas",
     "create_gem_model",
     "create_model_and_transforms",
+    "export",
     "get_gem_img_transform",
     "get_tokenizer",
     "label_overlay",
@@ -62,11 +64,13 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import factory, labeller, locator, predictor
     from .checkpoints import fetch, known
+    from .exporting import export
     from .method import base, config, methods, scores
     from .method.methods import gem
     from .pictures import boxes, labels, overlays, transform
 
     homes = (
+        export,
         factory,
         labeller,
         locator,
