@@ -1,6 +1,6 @@
 """The Python blocks of README and docs/ run, and what README names exists.
 
-Every ```python block runs by itself, in a folder of its own that holds `weights/demo.png`. A line
+Every ```python block runs by itself, in a folder of its own that holds `weights/demo*`. A line
 `<!-- test: skip (reason) -->` above a block says that it is only checked: its syntax, the names it
 takes from the package, and the arguments of the calls.
 """
@@ -68,10 +68,9 @@ def test_there_are_blocks_and_most_of_them_run() -> None:
 def test_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if block.marker != "run":
         pytest.skip(block.marker)
-    demo = ROOT / "weights" / "demo.png"
-    if demo.is_file():
-        (tmp_path / "weights").mkdir()
-        shutil.copy(demo, tmp_path / "weights")
+    (tmp_path / "weights").mkdir()
+    for picture in (ROOT / "weights").glob("demo*"):
+        shutil.copy(picture, tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
     for variable in ("DISPLAY", "GEM_LITE_WEIGHTS"):
         monkeypatch.delenv(variable, raising=False)
@@ -79,7 +78,7 @@ def test_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("GEM_LITE_MIRROR", "http://127.0.0.1:9")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     exec(compile(block.code, f"{block.page}, line {block.line}", "exec"), {"__name__": "readme"})
-    saved = re.findall(r"save_path=\"([^\"]+)\"", block.code)
+    saved = re.findall(r"(?:save_path=|\.save\()\"([^\"]+)\"", block.code)
     assert all((tmp_path / name).exists() for name in saved)
 
 
