@@ -7,7 +7,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 PLATFORM = $(shell $(PYTHON) -c "import sys, sysconfig; print(sysconfig.get_platform(), sys.implementation.cache_tag, sep='-')")
 LOCK ?= $(wildcard .ci/lock-$(PLATFORM).txt)
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test lint lock lowest clean
 
 demo: $(VENV)/core
 	$(VENV)/bin/gem-lite demo
@@ -23,8 +23,13 @@ lint: $(VENV)/test
 lock:
 	$(PYTHON) .ci/lock.py .ci/lock-$(PLATFORM).txt
 
+# The tests under the lowest versions that setup.cfg allows; another Python: make lowest LOWEST=...
+LOWEST ?= python3.10
+lowest:
+	$(PYTHON) .ci/lowest.py $(LOWEST) $(VENV)-lowest
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info
 
 $(VENV)/core: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
