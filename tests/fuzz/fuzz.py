@@ -1,15 +1,22 @@
 """Coverage-guided fuzzing of what reads foreign bytes; README.md says how to run it.
 
-python tests/fuzz/fuzz.py checkpoint|safetensors|image|tokenizer CORPUS [libFuzzer options]
+python tests/fuzz/fuzz.py TARGET CORPUS [libFuzzer options], with a target of TARGETS
 """
 
+import contextlib
 import importlib
 import io
+import json
 import sys
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gem_lite.method.config import ModelConfig
 
 SECONDS = 10  # of processor time that an input may take; libFuzzer's -timeout is of wall time
 
@@ -79,6 +86,82 @@ def tokenizer(data: bytes) -> None:
     tokens.decode(ids)
 
 
+def convert(data: bytes) -> None:
+    """A foreign file converted: what is written loads again, finite; else nothing is written."""
+    import layouts
+
+    from gem_lite.checkpoints.convert import convert as write
+    from gem_lite.checkpoints.convert import resolve_config
+    from gem_lite.checkpoints.others import read_source
+    from gem_lite.checkpoints.ours import load
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, output = Path(folder, "it.pt"), Path(folder, "out.safetensors")
+        path.write_bytes(data)
+        try:
+            source = read_source(path)
+            # As if a configuration lay beside it: the smallest model, under any name.
+            source = replace(source, config=source.config or smallest(), claims={})
+            config = resolve_config(source, "it", activation="quick_gelu")
+            write(source, output, layouts.header_of(config))
+        except (ValueError, FileNotFoundError):
+            assert not output.exists()
+            return
+        network, _ = load(output)
+        assert all(bool(each.isfinite().all()) for each in network.parameters())
+
+
+def evaluation(data: bytes) -> None:
+    """What an evaluation reads: the first byte says which file these bytes are."""
+    from gem_lite.tools.evaluation.context import json_labels
+    from gem_lite.tools.evaluation.datasets import open_folder
+    from gem_lite.tools.evaluation.names import read_names
+    from gem_lite.tools.evaluation.openimages import open_points
+    from gem_lite.tools.evaluation.run import read_partial
+
+    kind, content = data[:1], data[1:]
+    with tempfile.TemporaryDirectory() as name, contextlib.suppress(ValueError, FileNotFoundError):
+        folder = Path(name)
+        if kind == b"n":
+            (folder / "names.txt").write_bytes(content)
+            assert all(read_names(folder / "names.txt"))
+        elif kind == b"p":
+            (folder / "partial-0.npz").write_bytes(content)
+            read_partial(folder / "partial-0.npz", '{"a": 1}', (2, 2))
+        elif kind == b"j":
+            (folder / "it.json").write_bytes(content)
+            for read in json_labels(folder / "it.json", "val").values():
+                assert read().max() <= 59
+        elif kind == b"c":
+            listing, _, names = content.partition(b"\0")
+            (folder / "validation").mkdir()
+            (folder / "validation" / "a.jpg").write_bytes(b"")
+            (folder / "oidv7-val-annotations-point-labels.csv").write_bytes(listing)
+            (folder / "oidv7-class-descriptions.csv").write_bytes(names)
+            assert open_points(folder).items
+        else:
+            for part in ("images", "labels"):
+                (folder / part).mkdir()
+            (folder / "images" / "a.png").write_bytes(b"")
+            (folder / "labels" / "a.png").write_bytes(content)
+            (folder / "names.txt").write_text("background\ncat\n")
+            data_set = open_folder(folder / "images", folder / "labels", folder / "names.txt")
+            assert set(data_set.truth(data_set.items[0]).flat) <= {-1, 0, 1}
+
+
+def vendor(data: bytes) -> None:
+    """The record in a copy made before, and the changes that are shown because of it."""
+    from gem_lite.tools.commands.vendor import RECORD, _read_record, local_changes, part_files
+
+    with tempfile.TemporaryDirectory() as name, contextlib.suppress(ValueError):
+        target = Path(name, "into")
+        target.mkdir()
+        Path(name, "secret").write_text("not for showing")
+        (target / RECORD).write_bytes(data)
+        changes = local_changes(target, _read_record(target), part_files("method"))
+        assert "not for showing" not in "".join(changes)
+
+
 # What is watched for coverage: packages, and their modules to load anew.
 INSTRUMENTED = {
     "zipfile": ["zipfile"],
@@ -86,10 +169,17 @@ INSTRUMENTED = {
     "torch": ["torch._weights_only_unpickler", "torch.serialization"],
     "PIL": ["PIL.Image"],
     "ftfy": ["ftfy"],
-    "gem_lite": ["gem_lite.checkpoints.others", "gem_lite.pictures.opening", "gem_lite.tokenizer"],
+    "gem_lite": [
+        *("gem_lite.checkpoints.others", "gem_lite.pictures.opening", "gem_lite.tokenizer"),
+        *("gem_lite.checkpoints.convert", "gem_lite.tools.commands.vendor"),
+        *("gem_lite.tools.evaluation.openimages", "gem_lite.tools.evaluation.run"),
+    ],
+    "csv": ["csv"],
+    "json": ["json.decoder"],
 }
 
-TARGETS = {each.__name__: each for each in (checkpoint, safetensors, image, tokenizer)}
+EACH = (checkpoint, safetensors, image, tokenizer, convert, evaluation, vendor)
+TARGETS = {each.__name__: each for each in EACH}
 
 
 def seeds(folder: Path, target: str) -> None:
@@ -113,10 +203,57 @@ def seeds(folder: Path, target: str) -> None:
         picture.convert("P").save(folder / "palette", "PNG", transparency=b"\x00\x7f")
         picture.convert("CMYK").save(folder / "cmyk", "JPEG")
         picture.convert("I").convert("I;16").save(folder / "sixteen", "PNG")
+    elif target in ("evaluation", "vendor"):
+        other_files(folder, target)
     else:
         weight_files(folder)
         for path in folder.glob("*.pt") if target == "safetensors" else ():
             path.unlink()
+
+
+def smallest() -> "ModelConfig":
+    """A CLIP of 1,200 numbers."""
+    from gem_lite.method.config import ImageConfig, ModelConfig, TextConfig
+
+    return ModelConfig(
+        embed=2,
+        activation="quick_gelu",
+        image=ImageConfig(size=1, patch=1, width=2, layers=1, heads=1, mlp_width=2),
+        text=TextConfig(context=4, vocab=514, width=2, layers=1, heads=1, mlp_width=2),
+    )
+
+
+def other_files(folder: Path, target: str) -> None:
+    """What an evaluation reads, a kind a first byte; or records of vendored copies."""
+    if target == "vendor":
+        from gem_lite.tools.commands.vendor import _record, part_files
+
+        files = part_files("method")
+        (folder / "whole").write_text(_record("it", "method", dict(list(files.items())[:3])))
+        row = f"| `%s` | `{'0' * 64}` |\n"
+        (folder / "outside").write_text("--part method\n" + row % "../secret")
+        (folder / "row").write_text("--part all\n" + row % "base.py" + row % "none.py")
+        return
+    import numpy as np
+    from PIL import Image
+
+    def labels(name: str, kind: str, **options: Any) -> None:
+        Image.fromarray(np.eye(3, dtype=np.uint8)).save(out := io.BytesIO(), kind, **options)
+        (folder / name).write_bytes(b"l" + out.getvalue())
+
+    labels("labels", "PNG")
+    labels("gif", "GIF")
+    (folder / "names").write_bytes(b"nbackground\ncat, kitten\n# no name\n")
+    for name, key in (("partial", '{"a": 1}'), ("other", '{"a": 2}'), ("none", "[")):
+        np.savez(out := io.BytesIO(), key=key, counts=np.zeros((2, 2), int), done=np.arange(2))
+        (folder / name).write_bytes(b"p" + out.getvalue())
+    picture = {"image_id": 1, "file_name": "a.jpg", "height": 2, "width": 3, "phase": "val"}
+    area = {"image_id": 1, "category_id": 2, "segmentation": {"counts": "123"}}
+    (folder / "json").write_text(
+        "j" + json.dumps({"images": [picture], "annos_segmentation": [area]})
+    )
+    head = "ImageId,X,Y,Label,EstimatedYesNo\n"
+    (folder / "csv").write_text(f'c{head}a,0.1,0.2,/m/1,yes\na,1,0,/m/1,no\n\0/m/1,"a, b"\n')
 
 
 def weight_files(folder: Path) -> None:
@@ -126,14 +263,8 @@ def weight_files(folder: Path) -> None:
     from safetensors.torch import save_file
 
     from gem_lite.checkpoints.ours import write
-    from gem_lite.method.config import ImageConfig, ModelConfig, TextConfig
 
-    config = ModelConfig(
-        embed=2,
-        activation="quick_gelu",
-        image=ImageConfig(size=1, patch=1, width=2, layers=1, heads=1, mlp_width=2),
-        text=TextConfig(context=4, vocab=514, width=2, layers=1, heads=1, mlp_width=2),
-    )
+    config = smallest()
     state = layouts.state_of(config)
     write(folder / "own", state, layouts.header_of(config))
     layouts.write_open_clip(state, folder / "foreign")

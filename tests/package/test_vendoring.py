@@ -277,6 +277,20 @@ def test_names_that_cannot_be_imported(
     assert f"--name is {name!r}" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["../secret.txt", "/etc/hostname", "a/../../secret.txt"])
+def test_a_record_that_names_files_outside(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy's VENDOR.md comes with somebody's repository; what it names is shown in a diff."""
+    (tmp_path / "secret.txt").write_text("not for showing")
+    (tmp_path / "gem_lite").mkdir()
+    row = f"| `{name}` | `{'0' * 64}` |\n"
+    (tmp_path / "gem_lite" / "VENDOR.md").write_text("--part method\n" + row)
+    assert vendor(str(tmp_path)) == 2
+    out, err = capsys.readouterr()
+    assert "outside of the copy" in err and "not for showing" not in out + err
+
+
 def test_a_folder_that_is_no_copy_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

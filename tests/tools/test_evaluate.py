@@ -152,6 +152,10 @@ def test_pascal_context_as_published(tmp_path: Path) -> None:
         (lambda text: text.replace('"phase"', '"fase"'), "is not Pascal Context's"),
         (lambda text: text.replace('"height": 1', '"height": 9'), "an area does not fit 9"),
         (lambda text: text.replace('"category_id": ', '"category_id": 9'), "from 0 to 459"),
+        (lambda text: text.replace('"category_id": ', '"category_id": 1e999, "x": '), "infinity"),
+        (lambda text: text.replace('"height": 1', '"height": 1e9, "x": 1'), "1000000000.0 x"),
+        (lambda text: text.replace('"height": 1', '"height": 99999999'), "pixels"),
+        (lambda text: text.replace('"counts": "', '"counts": "' + 20 * "o"), "longer than any"),
         (lambda text: text.replace('"val"', '"test"'), "there are no labels of the split val"),
     ],
 )

@@ -196,7 +196,11 @@ def _read_record(target: Path) -> dict[str, str] | None:
     part = re.search(r"--part (\w+)", text)
     if part is None or part[1] not in PARTS:
         raise ValueError(f"{path} does not say which part was copied; expected `--part model`")
-    return {**dict(ROW.findall(text)), "part": part[1]}
+    rows = dict(ROW.findall(text))
+    for name in rows:  # each is read and shown where it differs
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{path} names {name!r}, which is outside of the copy")
+    return {**rows, "part": part[1]}
 
 
 def _commit() -> str:

@@ -42,6 +42,9 @@ NUMBERS = (
     *(347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458),
 )
 
+MAX_PIXELS = 40_000_000
+_EXPECTED = "expected numbers of classes from 0 to 459, [h, w]"
+
 
 def json_labels(path: Path, split: str) -> dict[str, Callable[[], Labels]]:
     """What reads each picture's labels, by its file name, from `trainval_merged.json`.
@@ -51,7 +54,7 @@ def json_labels(path: Path, split: str) -> dict[str, Callable[[], Labels]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_hook=_needed)
         pictures = {
-            picture["image_id"]: (str(picture["file_name"]), picture["height"], picture["width"])
+            picture["image_id"]: (str(picture["file_name"]), *_size(picture))
             for picture in content["images"]
             if picture["phase"] == split
         }
@@ -62,7 +65,7 @@ def json_labels(path: Path, split: str) -> dict[str, Callable[[], Labels]]:
                 if not isinstance(counts, str):
                     raise TypeError(f"counts of type {type(counts).__name__}")
                 areas[area["image_id"]].append((int(area["category_id"]), counts))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{path} is not Pascal Context's trainval_merged.json ({error!r})"
         ) from error
@@ -70,6 +73,16 @@ def json_labels(path: Path, split: str) -> dict[str, Callable[[], Labels]]:
         name: partial(_painted, areas[number], height, width, f"{path}, {name}")
         for number, (name, height, width) in pictures.items()
     }
+
+
+def _size(picture: dict[str, Any]) -> tuple[int, int]:
+    """Height and width, which make arrays. Raises ValueError for what no picture has."""
+    height, width = picture["height"], picture["width"]
+    if not all(type(side) is int and side > 0 for side in (height, width)) or (
+        height * width > MAX_PIXELS
+    ):
+        raise ValueError(f"{height!r} x {width!r} pixels (h x w)")
+    return height, width
 
 
 def _needed(value: dict[str, Any]) -> dict[str, Any] | None:
@@ -81,6 +94,8 @@ def _painted(areas: list[tuple[int, str]], height: int, width: int, where: str) 
     """Areas painted over one another in their order."""
     labels = np.zeros((height, width), dtype=np.int64)
     for number, counts in areas:
+        if not 0 <= number <= 459:
+            raise ValueError(f"{where}: {number}; {_EXPECTED}")
         lengths = run_lengths(counts)
         if min(lengths, default=-1) < 0 or sum(lengths) != height * width:
             raise ValueError(f"{where}: an area does not fit {height} x {width} pixels (h x w)")
@@ -94,7 +109,7 @@ def run_lengths(text: str) -> list[int]:
 
     Each is a number in groups of five bits, the lowest first, as a letter from "0" on; 32 says that
     another group follows, 16 in the last one that the number is negative. From the fourth on it is
-    the difference from the length two before.
+    the difference from the length two before. Raises ValueError for a number of more than 60 bits.
     """
     lengths: list[int] = []
     value = shift = 0
@@ -102,6 +117,8 @@ def run_lengths(text: str) -> list[int]:
         group = letter - 48
         value |= (group & 31) << shift
         shift += 5
+        if shift > 60:
+            raise ValueError("a run longer than any picture")
         if not group & 32:
             value -= (group & 16) << (shift - 4)
             lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
@@ -130,7 +147,7 @@ def mat_labels(path: Path) -> Labels:
 def frequent(labels: NDArray[np.int64], where: str) -> Labels:
     """Numbers of the 459 classes -> of the 59. Raises ValueError for others."""
     if labels.ndim != 2 or labels.min(initial=0) < 0 or labels.max(initial=0) > 459:
-        raise ValueError(f"{where}: expected numbers of classes from 0 to 459, [h, w]")
+        raise ValueError(f"{where}: {_EXPECTED}")
     table = np.zeros(460, dtype=np.uint8)
     table[list(NUMBERS)] = np.arange(1, 60)
     return table[labels]
