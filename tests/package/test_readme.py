@@ -59,7 +59,8 @@ def test_there_are_blocks_and_most_of_them_run() -> None:
     fences = sum(page.read_text(encoding="utf-8").count("```python\n") for page in PAGES)
     assert len(BLOCKS) == fences > 0
     markers = [block.marker for block in BLOCKS]
-    assert markers.count("run") >= 1 and markers.count("run") * 2 >= len(markers)
+    skipped = [each for each in markers if each != "run" and "run by tests/" not in each]
+    assert markers.count("run") >= 1 and len(skipped) * 2 <= len(markers)
     for marker in markers:
         assert re.fullmatch(r"run|skip \(.+\)", marker), marker
 
