@@ -382,6 +382,7 @@ def test_mistakes_need_no_torch(folder: Path) -> None:
         ["segment", "photos/a.png", "--colour"],
         ["segment", "photos/a.png", "-p", "cat", "--stride", "8"],
         ["heatmap", "none.png", "-p", "cat"],
+        ["heatmap", "photos/c.GIF", "-p", "cat", "--model", "ViT-B/61"],
         ["models"],
     ):
         code = "import sys; from gem_lite.tools.cli import main\n"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .console import say
 from .formats import add_format_argument, check_formats, open_writers
 from .inputs import Input, add_input_arguments, find_inputs, goes_to_stdout
-from .model import add_model_arguments, described_method, load_model
+from .model import add_model_arguments, check_names, described_method, load_model
 from .segment import add_background_argument, background_words
 from .words import add_word_arguments, chosen_words, reduced, templates_of
 
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = find_inputs(args)
     to_stdout = goes_to_stdout(args, inputs)
     check_formats(args, FORMATS[0])
+    check_names(args)
     if args.arrays and "npz" not in args.format:
         args.format.append("npz")
 

@@ -100,6 +100,15 @@ def chosen_model(args: argparse.Namespace, *, fetch: bool = False) -> tuple[str,
     return name, tag
 
 
+def check_names(args: argparse.Namespace) -> None:
+    """Raise ValueError for an unknown model before anything slow is imported."""
+    from ...checkpoints.hub import is_named_folder
+    from ...checkpoints.known import first_tag
+
+    if args.model is not None and args.pretrained is None and not is_named_folder(args.model):
+        first_tag(args.model)
+
+
 def drawings_only() -> tuple[str, ...]:
     """What to say where the model in the box stands in for one that knows photographs."""
     from ...checkpoints.files import cache_folder
@@ -127,6 +136,8 @@ def chosen_device(text: str) -> str:
         if not cards:
             raise ValueError("--device is gpu; this PyTorch finds neither CUDA nor MPS")
         return cards[0]
+    if text == "mps" and text not in cards:
+        raise ValueError("--device is mps; this PyTorch finds no card of Apple's")
     return f"cuda:{int(text)}" if text.isdecimal() else text
 
 

@@ -12,7 +12,13 @@ from ...labeller import BACKGROUND
 from .console import say
 from .formats import add_format_argument, check_formats, open_writers
 from .inputs import Input, add_input_arguments, find_inputs, goes_to_stdout
-from .model import add_model_arguments, count_windows, described_method, load_model
+from .model import (
+    add_model_arguments,
+    check_names,
+    count_windows,
+    described_method,
+    load_model,
+)
 from .words import (
     add_word_arguments,
     checked_words,
@@ -106,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = find_inputs(args)
     to_stdout = goes_to_stdout(args, inputs)
     check_formats(args, FORMATS[0])
+    check_names(args)
 
     import torch
 
