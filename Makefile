@@ -13,7 +13,7 @@ demo: $(VENV)/core
 	$(VENV)/bin/gem-lite demo
 
 test: $(VENV)/test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .

@@ -1,13 +1,21 @@
 """What tests of the commands share: a weight file, and no progress when a machine is slow."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small import small_model
 
-import gem_lite as gem
-from gem_lite.tools import progress
+# Where tests run side by side (`pytest -n`), each process takes its share of the cores, and so do
+# the programs that it starts. Read by PyTorch as it is imported.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
+
+from small import small_model  # noqa: E402
+
+import gem_lite as gem  # noqa: E402
+from gem_lite.tools import progress  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
