@@ -123,11 +123,13 @@ def test_the_answer_is_the_librarys(address: str, engine: Engine) -> None:
             model, transform = gem.create_model_and_transforms("small", path, method=name)
             with torch.no_grad():
                 expected = model(transform(noise(0))[None], words, False, size="patches")[0]
+                present = model.presence(transform(noise(0))[None], words[:2])[0]
         except ValueError as error:  # a method that needs more blocks than the small model has
             assert (status, content) == (422, {"error": str(error)})
         else:
             assert status == 200
             assert np.allclose(scores(content)[name], expected, rtol=1e-4, atol=1e-5), name
+            assert content["methods"][0]["presence"] == pytest.approx(present.tolist(), abs=1e-4)
     content = ask(address, request())[1]
     assert list(scores(content)) == ["gem", "clip"]
     shown = decoded(content["picture"]).astype(int)

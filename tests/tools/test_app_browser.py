@@ -315,6 +315,9 @@ def test_opacity_and_scale(page: Any) -> None:
         with unasked(page):
             slide(page, "opacity", value)
         assert page.inner_text("#opacity-value") == f"{value} %"
+    assert page.is_checked("#common")
+    with unasked(page):
+        page.uncheck("#common")
     ends = page.inner_text("#low"), page.inner_text("#high")
     with unasked(page):
         page.check("#common")
@@ -324,6 +327,27 @@ def test_opacity_and_scale(page: Any) -> None:
     with torch.no_grad():
         maps = model(image, words, False, size=(512, 512))
     assert float(common[1]) == pytest.approx(float(maps.max()), abs=0.002)
+
+
+def test_an_absent_word_fades(page: Any) -> None:
+    """Its number says so, and on one scale its map is dark where another word's glows."""
+    model, image, words, _ = example()
+    ask(page, "umbrella")
+    with torch.no_grad():
+        present = model.presence(image, [*words, "umbrella"])[0].tolist()
+    notes = texts(page, "#thumbs small")
+    numbers = [int(note.split(" %")[0]) for note in notes]
+    assert numbers == [min(max(round(100 * each), 1), 99) for each in present]
+    assert all(" here, highest " in note for note in notes)
+    thumb = page.locator("#thumbs button[data-word=umbrella]")
+    thumb.click()
+    slide(page, "opacity", 100)
+    page.uncheck("#compare")
+    faded = pixels(page).astype(int)
+    with unasked(page):
+        page.uncheck("#common")
+    stretched = pixels(page).astype(int)
+    assert faded[..., 1].max() < 120 < stretched[..., 1].max()
 
 
 def test_settings(page: Any) -> None:

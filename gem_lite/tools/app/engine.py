@@ -13,10 +13,12 @@ from ...checkpoints.known import find_file
 from ...checkpoints.ours import read_header
 from ...checkpoints.table import PRETRAINED
 from ...factory import create_model_and_transforms
+from ...inference import maps_and_presence
 from ...method.config import ModelConfig, architecture
 from ...method.heatmap import similarity
 from ...method.methods import methods
 from ...method.methods.gem import GEMConfig
+from ...method.presence import NEUTRAL, presence
 from ...pictures.overlays import heat_colours, label_colour
 from ...pictures.transform import ImageTransform
 from ...predictor import GEMPredictor
@@ -103,7 +105,7 @@ class Engine:
             model = _with(loaded.model, question.settings)
             ready = self._prepared(question, loaded.transform)
             words = [*question.prompts, *question.background]
-            scores, grid = _scores(model, ready.image[None], words, question.methods)
+            found, grid = _scores(model, ready.image[None], words, question.methods)
             height, width = ready.size
             return {
                 "model": f"{model.header.model} {model.header.pretrained}",
@@ -113,8 +115,12 @@ class Engine:
                 "prompts": question.prompts,
                 "background": question.background,
                 "methods": [
-                    {"name": name, "scores": base64.b64encode(values.tobytes()).decode()}
-                    for name, values in scores.items()
+                    {
+                        "name": name,
+                        "scores": base64.b64encode(scores.tobytes()).decode(),
+                        "presence": [round(each, 6) for each in present[: len(question.prompts)]],
+                    }
+                    for name, (scores, present) in found.items()
                 ],
                 "seconds": round(time.perf_counter() - start, 3),
             }
@@ -180,23 +186,25 @@ def _check_whole(name: str, value: Any, low: int, high: int) -> None:
 
 def _scores(
     model: GEMPredictor, image: torch.Tensor, words: list[str], names: list[str]
-) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
-    """Patch scores [words, grid h, grid w] by each method, and the grid.
+) -> tuple[dict[str, tuple[np.ndarray, list[float]]], tuple[int, int]]:
+    """By each method patch scores [words, grid h, grid w] and presence of the words; the grid.
 
     model: with GEM, whose pass through the image tower serves plain CLIP as well.
     """
-    scores: dict[str, np.ndarray] = {}
+    found: dict[str, tuple[np.ndarray, list[float]]] = {}
     with torch.no_grad():
-        text = model.encode_text(words)[0]  # [p, e]
+        text, neutral = (model.encode_text(list(each))[0] for each in (words, NEUTRAL))  # [p, e]
         features = model.encode_image(image)
         for name in names:
             if name in ("gem", "clip"):
-                maps = similarity(getattr(features, name), text).unflatten(-1, features.grid)
+                patches = getattr(features, name)
+                maps = similarity(patches, text).unflatten(-1, features.grid)
+                present = presence(features.class_embedding, patches, text, neutral)
             else:
                 other = model.with_method(name)
-                maps = other(image, text, normalize=False, size="patches")
-            scores[name] = maps[0].float().cpu().numpy().astype("<f4")
-    return scores, features.grid
+                maps, present = maps_and_presence(other, image, text, size="patches")
+            found[name] = (maps[0].float().cpu().numpy().astype("<f4"), present[0].tolist())
+    return found, features.grid
 
 
 def _examples(photographs: bool) -> list[dict[str, Any]]:

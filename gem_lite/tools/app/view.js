@@ -13,11 +13,17 @@ function fitted(size, longest) {
   return { width: Math.max(1, Math.round(size.width * scale)), height: Math.max(1, Math.round(size.height * scale)) };
 }
 
+// Never 0 or 100, which nobody knows.
+function percent(part) {
+  return `${Math.min(Math.max(Math.round(100 * part), 1), 99)} %`;
+}
+
 export async function prepared(content, about) {
   const image = await loadImage(content.picture);
-  const methods = content.methods.map(({ name, scores }) => ({
+  const methods = content.methods.map(({ name, scores, presence }) => ({
     title: about.methods.find((method) => method.name === name).title,
     scores: decoded(scores, content.grid),
+    presence, // of each word, from 0 to 1
     maps: new Map(), // upsampled, by row
     layers: new Map(), // the same in colours, by word and scale
   }));
@@ -72,14 +78,16 @@ export class View {
 
   heat(method, name) {
     const map = this.map(method, name), [low, high] = this.range(method, name);
-    const key = `${name} ${low} ${high}`;
-    if (!method.layers.has(key)) method.layers.set(key, this.painted(map, low, high));
+    // On one scale, what is probably not in the picture fades.
+    const strength = this.settings().common ? method.presence[this.row(name)] : 1;
+    const key = `${name} ${low} ${high} ${strength}`;
+    if (!method.layers.has(key)) method.layers.set(key, this.painted(map, low, high, strength));
     return method.layers.get(key);
   }
 
-  painted(map, low, high) {
-    const span = high - low > 1e-6 ? high - low : Infinity;
-    const values = Uint8Array.from(map, (value) => Math.round((255 * (value - low)) / span));
+  painted(map, low, high, strength) {
+    const unit = high - low > 1e-6 ? (255 * strength) / (high - low) : 0;
+    const values = Uint8Array.from(map, (value) => Math.round((value - low) * unit));
     return coloured(this.answer.small, values, this.about.colours.map((colour) => [...colour, 255]));
   }
 
@@ -164,7 +172,8 @@ export class View {
       const total = this.answer.small.width * this.answer.small.height;
       note.textContent = seen && counts
         ? `${((100 * counts[index + 1]) / total).toFixed(1)} %`
-        : `highest ${extent(this.map(method, item.name))[1].toFixed(3)}`;
+        : `${percent(method.presence[this.row(item.name)])} here, highest ${extent(this.map(method, item.name))[1].toFixed(3)}`;
+      note.title = "How probably it is in the picture, and its highest score";
       name.append(this.swatch(item), text, note);
       button.append(picture, name);
       button.addEventListener("click", () => {
