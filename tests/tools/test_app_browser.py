@@ -497,7 +497,7 @@ def test_no_server(page: Any) -> None:
 def test_drawings_only(page: Any) -> None:
     """The notice, with the command that fetches another model; gone where there is one."""
     about = page.evaluate("fetch('api/about').then((answer) => answer.json())")
-    command = "python convert_weights.py --model ViT-B/16 --pretrained openai"
+    command = "gem-lite models --fetch ViT-B/16"
     if all(model["drawings"] for model in about["models"]):
         assert page.inner_text("#fetch") == command and page.locator("#notice").is_visible()
         page.click("#copy-fetch")

@@ -31,7 +31,7 @@ MODELS_KEPT = 2  # loaded at the same time
 MOST_ITERATIONS = 8
 SCALE = 50.0  # inverse temperature of the segmentation's softmax, as in `GEMPredictor.segment`
 DRAWINGS = "tiny-emoji"  # the name of models that know drawings only
-FETCH = "python convert_weights.py --model ViT-B/16 --pretrained openai"
+FETCH = "gem-lite models --fetch ViT-B/16"
 
 
 class _Loaded(NamedTuple):
