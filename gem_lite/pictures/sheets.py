@@ -15,10 +15,6 @@ from .overlays import GAP, drawable, heat_colours, text_size
 DIM = 0.72  # how bright the grey picture is under a map
 CLEAR, FULL = 0.3, 0.75  # below the first a map is transparent, from the second on at its densest
 DENSITY = 0.88  # the share of a map's colour where it is densest
-_LEVELS = np.linspace(0, 1, 256, dtype=np.float32)
-_STEP = ((_LEVELS - CLEAR) / (FULL - CLEAR)).clip(0, 1)
-_SHARES = (255 * DENSITY * _STEP**2 * (3 - 2 * _STEP)).round().astype(int).tolist()
-_RAMP = (255 * heat_colours(_LEVELS[None])[0]).round().astype(int).ravel().tolist()
 
 
 def glow(picture: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
@@ -26,9 +22,11 @@ def glow(picture: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
     # PIL counts (width, height).
     large = Image.fromarray(heat.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
     values = Image.fromarray((np.asarray(large).clip(0, 1) * 255).round().astype(np.uint8))
-    share = values.point(_SHARES)
-    values.putpalette(_RAMP)
-    grey = picture.convert("L").point([round(DIM * level) for level in range(256)])
+    levels = np.linspace(0, 1, 256, dtype=np.float32)
+    step = ((levels - CLEAR) / (FULL - CLEAR)).clip(0, 1)
+    share = values.point((255 * DENSITY * step**2 * (3 - 2 * step)).round().astype(int).tolist())
+    values.putpalette((255 * heat_colours(levels[None])[0]).round().astype(int).ravel().tolist())
+    grey = picture.convert("L").point((255 * DIM * levels).round().astype(int).tolist())
     return Image.composite(values.convert("RGB"), grey.convert("RGB"), share)
 
 
