@@ -156,12 +156,19 @@ def create_model_and_transforms(
     return model, get_gem_img_transform((header.size, header.size), header.mean, header.std)
 
 
-def get_tokenizer(model_name: str) -> Tokenizer:
+def get_tokenizer(model_name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> Tokenizer:
     """The tokenizer of a model: its vocabulary, its context length.
 
-    Calling it turns a string or a list of n strings into int64 [n, 77], zero-padded.
+    model_name: as in `create_gem_model`; a repository is fetched, if need be. Calling the tokenizer
+    turns a string or a list of n strings into int64 [n, 77], zero-padded.
     Raises ValueError for an unknown name (lists the nearest known ones).
     """
+    if (folder := named_folder(model_name, cache_dir=cache_dir)) is not None:
+        shapes = read_source(folder).shapes
+        vocab, context = (
+            shapes[name][0] for name in ("token_embedding.weight", "positional_embedding")
+        )
+        return Tokenizer(vocab_size=vocab, context_length=context)
     shipped = next(
         (row for row in PRETRAINED if row.url is None and row.name == model_name.lower()), None
     )

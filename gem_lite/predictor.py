@@ -14,7 +14,7 @@ from . import prompts
 from .checkpoints.assemble import with_method
 from .checkpoints.header import Header
 from .fast import switch as fast
-from .inference import Normalize, Options, call_of
+from .inference import Normalize, Options, call_kernels, call_of
 from .method.base import Method
 from .method.checks import MapSize
 from .method.methods import make_method
@@ -25,6 +25,7 @@ from .pictures.labels import Segmentation
 from .pictures.overlays import visualize
 from .prompts import TEMPLATE, Prompts, Templates, TextEncoder
 from .tokenizer import Tokenizer
+from .upstream import Towers
 
 
 class DenseFeatures(NamedTuple):
@@ -70,6 +71,11 @@ class GEMPredictor(nn.Module):
     def method(self) -> Method:
         """How maps are made: the method and its settings. See `with_method`."""
         return self.network.method
+
+    @property
+    def model(self) -> Towers:
+        """What gem_torch calls so: `model.model.visual(x)` is (gem, clip)."""
+        return Towers(self.network, lambda: call_kernels(self, self.network.device))
 
     @property
     def kernels(self) -> str:

@@ -15,7 +15,18 @@ from typing import NoReturn
 
 from .._version import __version__
 from ..method.config import nearest
-from .commands import app, convert, demo, evaluate, heatmap, models, quality, segment, vendor
+from .commands import (
+    app,
+    convert,
+    demo,
+    evaluate,
+    export,
+    heatmap,
+    models,
+    quality,
+    segment,
+    vendor,
+)
 from .commands.console import one_line, say, tell, telling, wipe
 
 # Their modules import torch when they run, not before: a mistake is told at once.
@@ -26,6 +37,7 @@ COMMANDS: dict[str, ModuleType] = {
     "app": app,
     "models": models,
     "convert": convert,
+    "export": export,
     "demo": demo,
     "bench-quality": quality,
     "vendor": vendor,

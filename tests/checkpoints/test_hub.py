@@ -459,3 +459,15 @@ def test_long_clip_without_the_first_positions(tmp_path: Path, small_b32: None) 
     torch.save({"state_dict": {k: nn.Parameter(v) for k, v in state.items()}}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="lacks the whole part of positional_embedding"):
         gem_lite.create_gem_model("ViT-B/32-quickgelu", tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("layout", ["open_clip", "hugging face"])
+def test_tokenizer_of_a_folder(layout: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    if layout == "open_clip":
+        open_clip_folder(folder)
+    else:
+        write_hugging_face(STATE, folder)
+    tokenizer = gem_lite.get_tokenizer(f"local-dir:{folder}")
+    assert tokenizer.vocab_size == SMALL.text.vocab
+    assert tokenizer("a cat").shape == (1, SMALL.text.context)

@@ -29,7 +29,9 @@ ROOMS: dict[str, set[str]] = {
     "pictures": {"method"},
     "prompts": {"method", "tokenizer"},
     "inference": {"fast", "method", "prompts", "tokenizer"},
+    "upstream": {"inference", "method"},
     "predictor": {
+        "upstream",
         *("checkpoints", "fast", "inference", "method", "pictures", "prompts", "tokenizer"),
     },
     "factory": {"checkpoints", "method", "pictures", "predictor", "prompts", "tokenizer"},
@@ -107,7 +109,7 @@ ORDER: dict[str, list[str]] = {
         ),
         *("commands.protocol", "commands.app", "commands.convert", "commands.demo"),
         *("commands.evaluate", "commands.segment", "commands.heatmap", "commands.models"),
-        *("commands.quality", "commands.vendor", "cli"),
+        *("commands.quality", "commands.vendor", "commands.export", "cli"),
     ],
 }
 READ_ONLY = {"torch.backends.cpu.get_cpu_capability", "torch.backends.mps.is_available"}
