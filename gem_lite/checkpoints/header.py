@@ -12,7 +12,7 @@ from .files import shown
 
 FORMAT_VERSION = 1
 METADATA_KEY = "gem_lite"
-LARGEST = 1e4  # above every mean and std of pixels, whatever their scale, and every inv_temp
+LARGEST = 1e4  # above every mean and std of pixels, whatever their scale
 LARGEST_SIZE = 1 << 14  # pixels
 MOST_ITERS = 1000
 LONGEST = 1 << 16  # characters of a header
@@ -57,8 +57,6 @@ class Header:
             raise ValueError(f"size is {self.size}; expected 1 to {LARGEST_SIZE}")
         if self.gem.iters > MOST_ITERS:
             raise ValueError(f"iters is {self.gem.iters}; expected at most {MOST_ITERS}")
-        if self.gem.inv_temp is not None and not 1 / LARGEST <= self.gem.inv_temp <= LARGEST:
-            raise ValueError(f"inv_temp is {self.gem.inv_temp}; expected at most {LARGEST}")
         if self.method != "gem" and self.method in method_classes():
             make_method(self.method, self.settings).reads(self.config.image.layers)
         if min(self.std) < 1 / LARGEST:

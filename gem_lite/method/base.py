@@ -147,8 +147,8 @@ class Method:
 def checked(name: str, value: Any, like: Any, *, any_length: bool = False) -> None:
     """Raise TypeError or ValueError for a value of another kind than a setting's default.
 
-    Whole numbers are 0 or more, others above 0; tuples have such members, as many as the default
-    has, or with `any_length` one or more.
+    Whole numbers are 0 or more, others from 1e-4 to 1e4; tuples have such members, as many as the
+    default has, or with `any_length` one or more.
     """
     if type(like) is bool and type(value) is not bool:
         raise TypeError(f"{name} is {value!r}; expected true or false")
@@ -175,11 +175,14 @@ def count(name: str, value: Any) -> None:
 
 
 def positive(name: str, value: Any, otherwise: str = "") -> None:
-    """Raise TypeError or ValueError for what is not a finite number above 0."""
-    expected = "expected a number in (0, inf)" + (f", {otherwise}" if otherwise else "")
+    """Raise TypeError or ValueError for what is not a number from 1e-4 to 1e4.
+
+    Beyond, scores overflow in half precision, or windows vanish: maps of NaN.
+    """
+    expected = "expected a number in [0.0001, 10000]" + (f", {otherwise}" if otherwise else "")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is {value!r}; {expected}")
-    if not 0 < value < float("inf"):
+    if not 1e-4 <= value <= 1e4:
         raise ValueError(f"{name} is {value}; {expected}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -24,14 +25,17 @@ def parsed_setting(text: str) -> tuple[str, Any]:
         raise ValueError(f"{text!r} is not NAME=VALUE, such as std=3")
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
 
 
 def parsed_method(text: str) -> tuple[str, dict[str, Any]]:
-    """The name and the settings behind its colon. Raises ValueError as `parsed_setting`."""
+    """The name and the settings behind its colon, parted by commas outside of brackets.
+
+    Raises ValueError as `parsed_setting`.
+    """
     name, colon, listed = text.partition(":")
-    return name, dict(map(parsed_setting, listed.split(","))) if colon else {}
+    return name, dict(map(parsed_setting, re.split(r",(?![^\[]*\])", listed))) if colon else {}
 
 
 def asked_method(

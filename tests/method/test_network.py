@@ -518,7 +518,11 @@ def test_as_many_dual_blocks_as_layers_and_no_more() -> None:
         ({"iters": -2}, ValueError, "iters is -2; expected 0 or more"),
         ({"blocks": 1.0}, TypeError, r"blocks is 1\.0; expected a whole number"),
         ({"iters": True}, TypeError, "iters is True; expected a whole number"),
-        ({"inv_temp": 0.0}, ValueError, r"is 0\.0; expected a number in \(0, inf\), or None"),
+        (
+            {"inv_temp": 0.0},
+            ValueError,
+            r"is 0\.0; expected a number in \[0.0001, 10000\], or None",
+        ),
         ({"inv_temp": float("nan")}, ValueError, "is nan; expected a number"),
         ({"inv_temp": float("inf")}, ValueError, "is inf; expected a number"),
         ({"streams": ""}, ValueError, "one to three different letters of 'qkv'"),

@@ -16,7 +16,7 @@ import gem_lite
 from gem_lite.checkpoints.ours import read_header
 from gem_lite.method.base import Method
 from gem_lite.tools.cli import main
-from gem_lite.tools.settings import asked_method
+from gem_lite.tools.settings import asked_method, parsed_method
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "own_method.py"
@@ -156,6 +156,30 @@ def test_files_that_are_no_method(capsys: pytest.CaptureFixture[str], tmp_path: 
         assert main([*base, f"{path}{more}"]) == 2, text
         err = capsys.readouterr().err
         assert message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("naclip:std=" + "[" * 100_000, "[[["),
+        ("naclip:std=1e-300", "std is 1e-300; expected a number in [0.0001, 10000]"),
+        ("gem:inv_temp=1e308", "inverse temperature is 1e+308; expected a number in"),
+        ("resclip:rcs=[2.0,1e300]", "rcs is 1e+300; expected"),
+        ("sc_clip:at=[9,4,4,99],beta=0.3", "block 99"),
+    ],
+)
+def test_settings_that_would_make_no_map(
+    text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = str(ROOT / "weights" / "demo.png")
+    assert main(["heatmap", picture, "-p", "fish", *MODEL, "--method", text]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and len(line) < 1000
+
+
+def test_lists_among_settings() -> None:
+    name, settings = parsed_method("sc_clip:at=[9,4,4,10],beta=0.3,positions=bicubic")
+    assert (name, settings["at"], settings["beta"]) == ("sc_clip", [9, 4, 4, 10], 0.3)
 
 
 def test_a_file_never_runs_a_file(tmp_path: Path) -> None:
