@@ -8,9 +8,10 @@ every call is held against a list of our own.
 import pickletools
 import re
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, cast
 
 MOST_INSTRUCTIONS = 500_000  # ViT-bigG/14 with its optimizer: 150,000
+LONGEST_ARGUMENT = 1 << 24  # bytes
 MOST_LOOKUPS = 5_000_000  # calls x names, in PyTorch's unpickler
 
 # Names that stand for data beside the weights, which is not kept (`archive.Inert`).
@@ -74,7 +75,10 @@ def inspect(pickle: bytes | IO[bytes]) -> Contents:
     contents = Contents()
     machine = _Machine(contents)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+        steps: Any = pickletools.genops(
+            pickle if isinstance(pickle, bytes) else cast("IO[bytes]", _Bounded(pickle))
+        )
+        for count, (opcode, argument, _) in enumerate(steps):
             if count >= MOST_INSTRUCTIONS:
                 raise Refused(f"more than {MOST_INSTRUCTIONS} instructions")
             machine.step(opcode.name, argument)
@@ -87,6 +91,19 @@ def inspect(pickle: bytes | IO[bytes]) -> Contents:
         if not contents.foreign:
             raise Refused(f"damaged: {error}") from error
     return contents
+
+
+class _Bounded:
+    """A file of which nobody reads more at once than an argument may have."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.tell, self.readline = file.tell, file.readline
+        self._read = file.read
+
+    def read(self, count: int) -> bytes:
+        if count > LONGEST_ARGUMENT:
+            raise Refused(f"an argument of {count} bytes")
+        return self._read(count)
 
 
 class _Machine:

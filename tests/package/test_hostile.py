@@ -203,6 +203,7 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
     "modules of modules": (modules_of_modules(), "there twice"),
     "a long name": (b"\x80\x02c" + b"a" * 1_000_000 + b"\nb\n.", "construct or call aaaa"),
     "a long key": (b"\x80\x02}" + text("k" * 1_000_000) + b"Ns.", "its entries: kkk"),
+    "a long argument": (b"\x80\x04\x8e" + (1 << 60).to_bytes(8, "little"), "cannot be read"),
     "a set": (b"\x80\x02" + called("__builtin__", "set", b"]") + b".", "__builtin__.set"),
     "a sparse tensor": (
         b"\x80\x02" + called("torch._utils", "_rebuild_sparse_tensor", b"N") + b".",

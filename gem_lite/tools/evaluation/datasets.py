@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .context import MAX_PIXELS
 from .layouts import IGNORED, LAYOUTS, UNKNOWN, Item, Table, counted
 from .names import read_names, shipped
 
@@ -57,7 +58,9 @@ class SegmentationSet:
 
 def _picture_values(path: Path) -> NDArray[np.generic]:
     try:
-        with Image.open(path) as stored:
+        with Image.open(path, formats=("PNG",)) as stored:
+            if stored.width * stored.height > MAX_PIXELS:
+                raise ValueError(f"{stored.width} x {stored.height} pixels")
             mode, values = stored.mode, np.asarray(stored)
     except Exception as error:  # a damaged file breaks its decoder in every way there is
         raise ValueError(f"{path} cannot be read as a picture ({error})") from error
