@@ -251,9 +251,14 @@ def test_device_auto(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: bool(there))
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: bool(there))
         assert chosen("auto") == expected
-        assert (chosen("cuda:1"), chosen("1"), chosen("mps")) == ("cuda:1", "cuda:1", "mps")
+        assert (chosen("cuda:1"), chosen("1")) == ("cuda:1", "cuda:1")
         if cuda or mps:
             assert chosen("gpu") == expected
+        if mps:
+            assert chosen("mps") == "mps"
+        else:
+            with pytest.raises(ValueError, match="finds no card of Apple's"):
+                chosen("mps")
     with pytest.raises(ValueError, match="finds neither CUDA nor MPS"):
         chosen("gpu")
 
