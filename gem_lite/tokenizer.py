@@ -6,6 +6,8 @@ first, until none applies. Ids follow the same order: 256 bytes, 256 bytes that 
 symbol per merge, the start token, the end token.
 """
 
+from __future__ import annotations
+
 import gzip
 import html
 import zlib
@@ -13,12 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ftfy
 import regex
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor  # ids can be had without it
 
 MERGES_NAME = "bpe_merges.txt.gz"
 FULL_VOCAB = 49408
@@ -148,6 +151,8 @@ class Tokenizer:
             TypeError: a text is not a string, or `context_length` is not an integer.
             ValueError: `context_length` is smaller than 2.
         """
+        import torch
+
         context = self.context_length if context_length is None else context_length
         _check_int("context_length", context, *_CONTEXT)
         rows = torch.zeros(len(_text_list(texts)), context, dtype=torch.long)
@@ -167,13 +172,13 @@ class Tokenizer:
         merges = state["merges"].split("\n") if state["merges"] else []
         self._build(merges, state["context_length"])
 
-    def __copy__(self) -> "Tokenizer":
+    def __copy__(self) -> Tokenizer:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._word_ids = other._fresh_cache()
         return other
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Tokenizer":
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
         return self.__copy__()  # nothing writes to the tables
 
 

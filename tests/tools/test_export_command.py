@@ -1,14 +1,17 @@
 """`gem-lite export`, and the example that runs its file without PyTorch."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import gem_lite
 from gem_lite.tools.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +63,37 @@ def test_what_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*arguments, "--size", "64", "96", "--gem-depth", "2"]) == 0
     out, _ = capsys.readouterr()
     assert out.startswith(f"{path}: ") and "labels of 2 words, pictures of 64 x 96 (h x w)" in out
+
+
+NEW_WORDS = """
+import json, sys
+for name in ("torch", "safetensors", "einops", "PIL", "onnx"):
+    sys.modules[name] = None
+import numpy, onnxruntime
+from gem_lite.tokenizer import Tokenizer
+session = onnxruntime.InferenceSession("text.onnx", providers=["CPUExecutionProvider"])
+about = json.loads(session.get_modelmeta().custom_metadata_map["gem_lite"])
+tokenizer = Tokenizer(vocab_size=about["vocab"], context_length=about["context"])
+for word in sys.argv[1:]:
+    text = tokenizer.encode(about["templates"][0].replace("{}", word))
+    tokens = numpy.array([[tokenizer.start_id, *text, tokenizer.end_id]])
+    print(json.dumps(session.run(None, {"tokens": tokens})[0][0].tolist()))
+"""
+
+
+def test_new_words_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text tower's file and our tokenizer, which needs ftfy and regex only."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "text.onnx", *MODEL, "--outputs", "text"]) == 0
+    words = ["fish", "a very big drum"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", NEW_WORDS, *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    theirs = torch.tensor([json.loads(line) for line in done.stdout.splitlines()])
+    with torch.no_grad():
+        ours = gem_lite.create_gem_model("tiny-emoji", "v1").encode_text(words)[0]
+    assert theirs.shape == ours.shape
+    assert (theirs - ours).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize(
