@@ -150,6 +150,12 @@ def _inspect_zip(path: Path, named: Path) -> Contents:
             if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
                 raise Refused(f"{len(pickles)} pickles in it, or a large one; expected one")
             contents = inspect(archive.read(pickles[0]))
+            folder = pickles[0].filename.removesuffix("data.pkl")
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+            for key, claim in contents.storages.items():
+                # PyTorch 2.6 does not look, and reads on behind the record.
+                if sizes.get(name := f"{folder}data/{key}", claim) < claim:
+                    raise Refused(f"{name} has {sizes[name]} bytes, its tensor claims {claim}")
     except Exception as error:  # a damaged file breaks its reader in every way there is
         raise _damaged(named, error) from error
     return _checked(contents, named)

@@ -26,6 +26,8 @@ TORCH = re.compile(
     r"|torch\.storage\.UntypedStorage|torch\.(float|bfloat|int|uint)\w+|torch\.bool"
     r"|torch\.(Size|device)"
 )
+# Bytes of a number, by the name of its storage.
+WIDTHS = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2}
 ORDERED_DICT, ENCODE = "collections.OrderedDict", "_codecs.encode"
 
 
@@ -53,7 +55,7 @@ class Contents:
 
     names: set[str] = field(default_factory=set)
     calls: int = 0
-    storages: dict[Any, int] = field(default_factory=dict)  # key: numbers that it claims to hold
+    storages: dict[Any, int] = field(default_factory=dict)  # key: bytes that it claims to hold
 
     @property
     def foreign(self) -> list[str]:
@@ -207,7 +209,9 @@ class _Machine:
         key, count = identity[2], identity[4]
         if type(key) is not str or type(count) is not int or count < 0:
             raise Refused("damaged: a storage with a wrong description")
-        self.contents.storages[key] = max(count, self.contents.storages.get(key, 0))
+        kind = identity[1].text if isinstance(identity[1], Name) else ""
+        claim = count * WIDTHS.get(kind.removeprefix("torch.").removesuffix("Storage"), 1)
+        self.contents.storages[key] = max(claim, self.contents.storages.get(key, 0))
         self.stack.append(Result("storage"))
 
 

@@ -100,9 +100,12 @@ def _quick_gelu_mlp(fc: nn.Linear, proj: nn.Linear, x: Tensor) -> Tensor:
     return torch.add(proj.bias, out, alpha=1 / 1.702, out=out)
 
 
+GLOBAL_HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
+
+
 def as_defined(*modules: nn.Module) -> bool:
     """Whether calling these runs their class's forward and nothing else."""
-    if registry._has_any_global_hook():
+    if any(getattr(registry, f"_global_{kind}_hooks") for kind in GLOBAL_HOOKS):
         return False
     return not any(
         module._forward_hooks
