@@ -91,7 +91,7 @@ class GEMAttention(nn.Module):
     def forward(self, x: Tensor, trunk: Trunk) -> tuple[Tensor, Tensor]:
         """x: [b, n, d] -> what to add to the (clip, gem) streams, each [b, n, d]."""
         q, k, v = project(self, x)  # each [b, h, n, c]
-        clip = F.scaled_dot_product_attention(q[:, :, trunk.asked], k, v)
+        clip = F.scaled_dot_product_attention(q[:, :, : trunk.asked], k, v)
         gem = self.method.attention(Heads(q, k, v, x, trunk))
         out = self.out_proj(rearrange(torch.cat([clip, gem], dim=2), "b h n c -> b n (h c)"))
         return out[:, : clip.shape[2]], out[:, clip.shape[2] :]

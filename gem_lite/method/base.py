@@ -32,15 +32,15 @@ class Trunk(NamedTuple):
     """CLIP's own stream so far: its blocks, its patch grid, and the tokens that were kept.
 
     Blocks are counted from 1, as in papers. tokens[i] is what block i returned, [b, n, d], class
-    token first; tokens[0] is what the first block is given. asked: the tokens of CLIP's stream
-    that a block shall return; none, where only the method's stream is read afterwards.
+    token first; tokens[0] is what the first block is given. asked: how many tokens of CLIP's
+    stream a block shall return, None = all; 0, where only the method's is read afterwards.
     """
 
     blocks: nn.ModuleList
     grid: tuple[int, int]  # patches (h, w)
     tokens: Mapping[int, Tensor]
     ln_pre: nn.Module | None = None  # the tower's, for tokens that a method adds
-    asked: slice = slice(None)
+    asked: int | None = None
 
     def heads(self, block: int, tokens: Tensor | None = None) -> Heads:
         """The projections in a block, of the tokens that it was given or of others: [b, n, d]."""

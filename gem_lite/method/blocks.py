@@ -108,7 +108,7 @@ class GEMBlock(nn.Module):
     def forward(self, clip: Tensor, gem: Tensor, trunk: Trunk) -> Streams:
         """clip, gem: [b, n, d] -> the same, one block further; of clip the tokens asked for."""
         clip_attn, gem_attn = self.attn(self.ln_1(clip), trunk)
-        clip = clip[:, trunk.asked] + clip_attn
+        clip = clip[:, : trunk.asked] + clip_attn
         clip = clip + self.mlp(self.ln_2(clip))
         gem = gem + gem_attn if self.method.residual else gem_attn
         if self.method.mlp:

@@ -64,7 +64,7 @@ class ImageEncoder(nn.Module):
         self.reads = frozenset(method.reads(config.layers))
         # Of what CLIP's last block returns, the method's stream needs the class token at most.
         own = method.class_token == "gem" and type(method).combine is Method.combine
-        self.ends_with = slice(None if config.layers in self.reads else 0 if own else 1)
+        self.ends_with = None if config.layers in self.reads else 0 if own else 1
         self.patch = config.patch
         self.native_grid = config.grid
         self.plain_blocks = config.layers - method.blocks
