@@ -118,7 +118,7 @@ def export(
         if form == "pt2":
             files.write_pt2(program, path, text)
         else:
-            files.write_onnx(program, path, text, inputs=(name,), outputs=graph.names)
+            files.write_onnx(program, path, text, what=what, inputs=(name,), outputs=graph.names)
     logger.info("wrote %s of %s to %s", outputs, model.header.model, path)
 
 

@@ -42,12 +42,18 @@ def write_pt2(program: Any, path: Path, metadata: str) -> None:
 
 
 def write_onnx(
-    program: Any, path: Path, metadata: str, *, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    program: Any,
+    path: Path,
+    metadata: str,
+    *,
+    what: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
 ) -> None:
     """An ONNX file, whole or not at all, with metadata property `gem_lite`.
 
-    Weights of more than 2 GB lie beside it, in `<name>.data`. Raises ValueError for a program that
-    has no form in ONNX.
+    Weights of more than 2 GB lie beside it, in `<name>.data`. Raises ValueError, which
+    begins with `what`, for a program that has no form in ONNX.
     """
     import torch
 
@@ -61,7 +67,7 @@ def write_onnx(
                 output_names=outputs,
             )
         except Exception as error:  # of many kinds, PyTorch's own
-            raise ValueError(f"this has no form in ONNX: {reason(error)}") from error
+            raise ValueError(f"{what} has no form in ONNX: {reason(error)}") from error
         assert onnx is not None
         onnx.model.metadata_props[METADATA_KEY] = metadata
         weights = [each.const_value for each in onnx.model.graph.initializers.values()]

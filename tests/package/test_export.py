@@ -176,6 +176,12 @@ def test_methods(name: str, form: str, tmp_path: Path) -> None:
         assert relative(run(images)[0], expected) <= 1e-3  # seen 7e-7
 
 
+def test_a_method_without_a_form_in_onnx(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"method 'registers' has no form in ONNX: .*median"):
+        gem_lite.export(with_method("registers"), tmp_path / "x.onnx", WORDS, size=(32, 24))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_method_that_cannot_be_exported_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"method 'legrad' \(of any size\) cannot be exported: "):
         gem_lite.export(with_method("legrad"), tmp_path / "x.pt2", WORDS)
