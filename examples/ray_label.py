@@ -104,6 +104,8 @@ class Worker:
         schema = pa.schema(fields | {"error": pa.string(), "coco": pa.string()})
         target = self.output / f"{shard['name']}.parquet"
         part = target.with_name(f".{target.name}.{os.getpid()}")
+        for left in self.output.glob(f".{target.name}.*"):  # by a worker that was killed
+            left.unlink(missing_ok=True)
         count = failed = 0
         try:
             with parquet.ParquetWriter(part, schema, compression="zstd") as writer:

@@ -14,7 +14,6 @@ FORMAT_VERSION = 1
 METADATA_KEY = "gem_lite"
 LARGEST = 1e4  # above every mean and std of pixels, whatever their scale
 LARGEST_SIZE = 1 << 14  # pixels
-MOST_ITERS = 1000
 LONGEST = 1 << 16  # characters of a header
 
 _T = TypeVar("_T")
@@ -55,8 +54,6 @@ class Header:
         """Raise ValueError for numbers that no model has, and that would take hours or give NaN."""
         if not 1 <= self.size <= LARGEST_SIZE:
             raise ValueError(f"size is {self.size}; expected 1 to {LARGEST_SIZE}")
-        if self.gem.iters > MOST_ITERS:
-            raise ValueError(f"iters is {self.gem.iters}; expected at most {MOST_ITERS}")
         if self.method != "gem" and self.method in method_classes():
             make_method(self.method, self.settings).reads(self.config.image.layers)
         if min(self.std) < 1 / LARGEST:

@@ -147,7 +147,7 @@ class Method:
 def checked(name: str, value: Any, like: Any, *, any_length: bool = False) -> None:
     """Raise TypeError or ValueError for a value of another kind than a setting's default.
 
-    Whole numbers are 0 or more, others from 1e-4 to 1e4; tuples have such members, as many as the
+    Whole numbers are 0 to 1000, others from 1e-4 to 1e4; tuples have such members, as many as the
     default has, or with `any_length` one or more.
     """
     if type(like) is bool and type(value) is not bool:
@@ -167,11 +167,15 @@ def checked(name: str, value: Any, like: Any, *, any_length: bool = False) -> No
 
 
 def count(name: str, value: Any) -> None:
-    """Raise TypeError or ValueError for what is not a whole number from 0 up."""
+    """Raise TypeError or ValueError for what is not a whole number from 0 to 1000.
+
+    Beyond, a slip of the keyboard (or a file) would compute for days.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is {value!r}; expected a whole number")
-    if value < 0:
-        raise ValueError(f"{name} is {value}; expected 0 or more")
+    if not 0 <= value <= 1000:
+        shown = value if value.bit_length() < 64 else "far too large"
+        raise ValueError(f"{name} is {shown}; expected 0 or more, at most 1000")
 
 
 def positive(name: str, value: Any, otherwise: str = "") -> None:

@@ -139,7 +139,7 @@ def test_folders_and_parquet_give_the_same_annotations(alone: Path, tmp_path: Pa
     (tmp_path / "photos" / "in").mkdir(parents=True)
     encoded = [picture(index) for index in range(EACH)]
     for index, data in enumerate(encoded):
-        (tmp_path / "photos" / "in" / f"{index}.png").write_bytes(data)
+        (tmp_path / "photos" / "in" / f"{index:02}.png").write_bytes(data)
     (tmp_path / "tables").mkdir()
     column = pa.array([{"bytes": data, "path": None} for data in encoded])
     parquet.write_table(pa.table({"image": column}), tmp_path / "tables" / "0.parquet")
