@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gem_lite import inference
 from gem_lite.pictures.formats import FORMATS, MAP_FORMATS
-from gem_lite.predictor import GEMPredictor
 from gem_lite.tools.cli import command_parser, main
 from gem_lite.tools.commands import heatmap, segment
 from gem_lite.tools.commands import inputs as module
@@ -266,13 +266,13 @@ def test_batches_change_no_result(folder: Path, run: Run, monkeypatch: pytest.Mo
         Image.fromarray(pixels).save(f"photos/more/{index}.png")
     (folder / "photos" / "more" / "5-cut.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
     sizes: list[int] = []
-    real = GEMPredictor.forward
+    real = inference.maps_and_presence
 
-    def watched(self: GEMPredictor, images, *rest, **more):  # noqa: ANN001, ANN202
+    def watched(model, images, *rest, **more):  # noqa: ANN001, ANN202
         sizes.append(len(images))
-        return real(self, images, *rest, **more)
+        return real(model, images, *rest, **more)
 
-    monkeypatch.setattr(GEMPredictor, "forward", watched)
+    monkeypatch.setattr(inference, "maps_and_presence", watched)
     results = {}
     for batch in ("1", "3"):
         sizes.clear()
