@@ -144,7 +144,13 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], header: Header) -> No
     """
     check_finite(tensors)
     check_shapes(shapes_of(tensors), header.config, where="the model to write")
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous: dict[str, Tensor] = {}
+    written: set[int] = set()  # places of memory: safetensors refuses tensors that share it
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        contiguous[name] = whole.clone() if place in written else whole
+        written.add(place)
     text = header.to_json()
     metadata = {
         "format": "pt",

@@ -16,6 +16,7 @@ import torch
 from layouts import NAME, SMALL, header_of, shapes, state_of, write_open_clip, write_torchscript
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small import small_model
 from torch import Tensor, nn
 
 import gem_lite
@@ -572,3 +573,16 @@ def test_file_layout(file: Path) -> None:
         bytearray(content[8 + length + start : 8 + length + end]), dtype=torch.float32
     )
     assert torch.equal(numbers, STATE["ln_final.bias"])
+
+
+def test_tensors_that_share_memory(tmp_path: Path) -> None:
+    """Tied weights, or views of one tensor, are written apart, each whole."""
+    model = small_model()
+    norm = model.network.visual.ln_post
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 1.5, len(norm.weight)))
+    norm.bias = norm.weight
+    gem_lite.save(model, tmp_path / "tied.safetensors")
+    network, _ = load(tmp_path / "tied.safetensors")
+    assert torch.equal(network.visual.ln_post.bias, norm.weight)
+    assert torch.equal(network.visual.ln_post.weight, norm.weight)
