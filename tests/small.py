@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
 from gem_lite.checkpoints.header import Header
@@ -11,6 +12,12 @@ from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.method.model import GEMNetwork, initialize
 from gem_lite.predictor import GEMPredictor
 from gem_lite.tokenizer import Tokenizer
+
+# Exporting, and compiling a whole model, want a later PyTorch than the rest.
+tracing = pytest.mark.skipif(
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13),
+    reason="of PyTorch 2.13; older ones cannot trace all of it",
+)
 
 # Every size differs from the others, so that mixed-up axes cannot fit.
 CONFIG = ModelConfig(

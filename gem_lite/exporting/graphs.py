@@ -134,10 +134,16 @@ def traced(graph: nn.Module, inputs: Tensor, trials: Sequence[Tensor], what: str
         run = program.module()
         found = [run(trial) for trial in trials]
     except Exception as error:  # of many kinds, PyTorch's own
-        raise ValueError(f"{what} cannot be exported: {reason(error)}") from error
+        raise ValueError(f"{what} cannot be exported: {reason(error)}{_older()}") from error
     for trial, outputs in zip(trials, found, strict=True):
         _check(outputs, graph(trial), TOLERANCE[next(graph.parameters()).dtype], what)
     return program
+
+
+def _older() -> str:
+    """What to do where PyTorch is older than the one that exporting was written with."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    return "" if version >= (2, 13) else f"; this is PyTorch {torch.__version__}, 2.13 exports it"
 
 
 def reason(error: BaseException) -> str:

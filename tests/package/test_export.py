@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import random_images, small_model
+from small import random_images, small_model, tracing
 from torch import Tensor
 
 import gem_lite
@@ -18,6 +18,8 @@ from gem_lite.exporting import files, graphs
 from gem_lite.method.methods import make_method, method_classes
 from gem_lite.method.methods.gem import GEMConfig
 from gem_lite.predictor import GEMPredictor
+
+pytestmark = tracing
 
 WORDS = ["cat", "red dog", "sky"]
 NAMES = [["cat", "kitten"], "red dog", "sky"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kernels import LARGE, needs_onednn, relative, spied
-from small import CONFIG, random_images, small_model
+from small import CONFIG, random_images, small_model, tracing
 from torch import Tensor, nn
 
 from gem_lite.fast import forms, layers, products
@@ -361,6 +361,7 @@ def test_compiled_parts(compile_: Callable[[GEMPredictor, Any], None], model: GE
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@tracing
 def test_the_whole_model_compiled(model: GEMPredictor) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

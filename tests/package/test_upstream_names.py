@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small import random_images, small_model
+from small import random_images, small_model, tracing
 from torch import Tensor, nn
 
 from gem_lite.method.methods.gem import GEMConfig
@@ -106,6 +106,7 @@ def test_text_tower() -> None:
         assert (each.norm(dim=-1) - 1).abs().max() <= 1e-5
 
 
+@tracing
 def test_compiled() -> None:
     torch._dynamo.reset()
     model, images = small_model(), random_images(1, 40, 48)

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import tracing
 
 import gem_lite
 from gem_lite.tools.cli import main
+
+pytestmark = tracing
 
 ROOT = Path(__file__).parents[2]
 MODEL = ["--model", "tiny-emoji", "--pretrained", "v1"]

@@ -122,6 +122,8 @@ def work() -> None:
     """The process: pictures from standard input, tensors to standard output, until it is closed."""
     source, target = sys.stdin.buffer, sys.stdout.buffer
     Image.init()
+    # What is imported at the first picture may want memory, or files, beyond what is allowed then.
+    prepare(Image.new("RGB", (8, 8)), ImageTransform(8))
     _bound_memory()
     while True:
         _write(target, b"ready")
