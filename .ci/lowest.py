@@ -17,7 +17,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # For the tests; without the engines of benchmarks and notebooks, whose tests are skipped then.
 TESTS = (
-    *("pytest>=8", "pytest-xdist", "hypothesis", "torchmetrics", "scipy", "setuptools>=70.1"),
+    *(
+        "pytest>=8",
+        "pytest-xdist",
+        "httpx",
+        "hypothesis",
+        "torchmetrics",
+        "scipy",
+        "setuptools>=70.1",
+    ),
     *("opencv-python-headless<4.12", "pycocotools", "transformers<5"),
 )
 
