@@ -100,6 +100,10 @@ class Worker:
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
+        try:
+            self.labeller.load()  # once in a process
+        except (ValueError, TypeError, OSError) as error:  # so for every shard
+            return {"wrong": " ".join(str(error).split())}
         fields = {"key": pa.string(), "height": pa.int32(), "width": pa.int32()}
         schema = pa.schema(fields | {"error": pa.string(), "coco": pa.string()})
         target = self.output / f"{shard['name']}.parquet"
@@ -190,11 +194,11 @@ def main() -> int:
         same_work(args, labeller, work)
         todo = [each for each in work if not (args.output / f"{each['name']}.parquet").exists()]
         print(f"{len(work)} shards, {len(work) - len(todo)} done before", flush=True)
-        if todo:
-            labeller.load() if args.workers == 0 else None
         broken = 0
         worker = (labeller, str(args.output.resolve()), args.column, args.threads)
         for result in results(todo, worker, args) if todo else ():
+            if "wrong" in result:
+                raise ValueError(result["wrong"])
             broken += bool(result["error"] or result["failed"])
             said = result["error"] or f"{result['count']} pictures, {result['failed']} failed"
             print(f"{result['name']}: {said}", flush=True)

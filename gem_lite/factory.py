@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .checkpoints.assemble import assemble, build
+from .checkpoints.assemble import assemble, build, place
 from .checkpoints.describe import DEFAULT_SIZE, header_for, locate
 from .checkpoints.header import Header
 from .checkpoints.hub import named_folder
@@ -204,7 +204,7 @@ def _random_network(
     empty = {
         n: torch.empty_like(t, device="cpu") for n, t in network.state_dict().items() if t.is_meta
     }
-    network.load_state_dict(empty, strict=False, assign=True)
+    place(network, empty)
     initialize(network)
     return network.to(device=device, dtype=dtype)
 

@@ -35,6 +35,12 @@ _MODELS: dict[Any, tuple[GEMPredictor, ImageTransform]] = {}
 _LOCKS: dict[Any, threading.Lock] = {}
 
 
+def not_asked(background: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The words of a background without those that are looked for, in whatever case."""
+    asked = {word.lower() for word in words}
+    return [word for word in background if word.lower() not in asked]
+
+
 class Labeller:
     """Finds words in batches of pictures: columns in, columns out, a row for each picture.
 
@@ -110,8 +116,7 @@ class Labeller:
         if unknown := [each for each in outputs if each not in OUTPUTS]:
             raise ValueError(f"unknown output {unknown[0]!r}; expected some of {list(OUTPUTS)}")
         if not (background is None or isinstance(background, float | str)):
-            asked = {name.lower() for names in self.words for name in names}
-            background = [word for word in background if word.lower() not in asked]
+            background = not_asked(background, [name for names in self.words for name in names])
         self.model, self.pretrained, self.method = model, pretrained, method
         self.settings, self.precision, self.device = dict(settings or {}), precision, device
         self.background, self.threshold, self.scale = background, threshold, scale

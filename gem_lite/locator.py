@@ -17,7 +17,7 @@ from .checkpoints.hub import is_named_folder
 from .checkpoints.known import first_tag
 from .factory import Precision, create_model_and_transforms
 from .inference import best_device, maps_and_presence
-from .labeller import BACKGROUND
+from .labeller import BACKGROUND, not_asked
 from .method.base import Method
 from .method.heatmap import upsample
 from .method.presence import common_scale
@@ -164,8 +164,7 @@ class PictureMaps:
         are left out of it. Of the picture's size; costs another pass through the model.
         """
         if not (background is None or isinstance(background, float | str)):
-            asked = {word.lower() for word in self.words}
-            background = [word for word in background if word.lower() not in asked] or None
+            background = not_asked(background, self.words) or None
         return self._locator.model.segment(
             self._image,
             self.words,

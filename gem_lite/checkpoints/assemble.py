@@ -141,7 +141,7 @@ def assemble(
         if placed is not tensor:
             check_finite({name: placed}, where=f"{where}: ")
         state[name] = placed
-    network.load_state_dict(state, strict=False, assign=True)
+    place(network, state)
     if empty := [name for name, _ in _without_memory(network)]:
         raise ValueError(
             f"{', '.join(empty)} of the network is on the meta device, without numbers;"
@@ -179,12 +179,23 @@ def build(config: ModelConfig, method: Method) -> GEMNetwork:
         if {name for name, _ in _without_memory(network)} <= clip:
             return network
     except Exception:  # whatever operators say of tensors without numbers
-        pass
+        pass  # an error that is not of these comes again below, where it is raised
     network = GEMNetwork(config, method)
     state = network.state_dict()
     state = {name: tensor.to("meta") for name, tensor in state.items() if name in clip}
-    network.load_state_dict(state, strict=False, assign=True)
+    place(network, state)
     return network
+
+
+def place(network: GEMNetwork, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors into a network as they are, by name; the others that it has stay.
+
+    Raises ValueError for names that the network does not have.
+    """
+    # Not strict: what an edited network declares beside CLIP's tensors is in no file.
+    unknown = network.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
+    if unknown:
+        raise ValueError(f"the network has no {', '.join(unknown)}")
 
 
 class _EmptyTakesNoMemory(TorchFunctionMode):

@@ -23,11 +23,10 @@ from ..prompts import (
     kind_of,
     split_background,
 )
-from . import files
+from . import OUTPUTS, files
 from .graphs import Features, Labels, Maps, Text, image_tower, text_tower, traced
 
 FORMAT_VERSION = 1
-OUTPUTS = ("features", "patches", "cosines", "maps", "labels", "text")
 WITHOUT_WORDS = ("features", "text")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -51,9 +51,9 @@ def _same_code(code: CodeType, form: CodeType) -> bool:
     facts = ("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_flags")
     if any(getattr(code, fact) != getattr(form, fact) for fact in facts):
         return False
-    pairs = list(zip(code.co_consts, form.co_consts, strict=False))
     if len(code.co_consts) != len(form.co_consts):
         return False
+    pairs = list(zip(code.co_consts, form.co_consts, strict=True))
     if isinstance(code.co_consts[0], str) and isinstance(form.co_consts[0], str):
         pairs = pairs[1:]  # docstrings
     return all(

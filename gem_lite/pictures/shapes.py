@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from .coco import mean_confidence
 from .outlines import Ring, one_ring, outlines, run_lengths
 from .saving import replace_file
-from .writers import Labelled, Place, Writer
+from .writers import FileWriter, Labelled, Place
 
 _RUNS = (4, 8, 12, 16)  # sizes in bits that a run's counter may have in Label Studio's code
 
 
-class GeoJSON(Writer[Labelled]):
+class GeoJSON(FileWriter[Labelled]):
     """A MultiPolygon for each word, in pixels (x to the right, y down) or on the earth.
 
     There, in longitude and latitude, borders run against the clock and holes with it (RFC 7946).
@@ -48,7 +48,7 @@ class GeoJSON(Writer[Labelled]):
         return json.dumps({"type": "FeatureCollection", "features": features}).encode()
 
 
-class YOLO(Writer[Labelled]):
+class YOLO(FileWriter[Labelled]):
     """Ultralytics' segmentation labels: `class x y x y ...` a line, parts of the sides; and names.
 
     `classes.txt` beside them has the names, the class 0 in its first line.
@@ -72,7 +72,7 @@ class YOLO(Writer[Labelled]):
         replace_file(self.output / "classes.txt", text.encode())
 
 
-class LabelStudio(Writer[Labelled]):
+class LabelStudio(FileWriter[Labelled]):
     """A task of Label Studio's with a prediction: a brush's strokes for each word.
 
     `data.image` is the picture's file name; put the address under which Label Studio finds it

@@ -2,11 +2,13 @@
 
 A writer is made with the folder, gets `write(result)` for each picture, from any thread, and
 `close()` at the end; `target(name)` is the file that says whether a picture is done. formats.py has
-them by name. To add one: a subclass of `Writer` with `encode`, and a row there.
+them by name. To add one: a subclass of `FileWriter` with `encode`, or of `Writer` with `write`, and
+a row there.
 """
 
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +66,7 @@ def word_masks(labels: NDArray[np.integer]) -> list[tuple[int, NDArray[np.bool_]
     return [(int(label), labels == label) for label in present if label > 0]
 
 
-class Writer(Generic[R]):
+class Writer(ABC, Generic[R]):
     """One file for each picture, in a folder of the format's own or at the top."""
 
     folder = ""  # inside the output folder
@@ -81,21 +83,29 @@ class Writer(Generic[R]):
         """Whether this picture was written before."""
         return self.target(name).exists()
 
+    @abstractmethod
     def write(self, result: R) -> Path:
-        """Write one picture's file, complete or not at all."""
+        """Write what belongs to one picture, each file complete or not at all."""
+
+    def close(self) -> None:
+        """Write what belongs to all pictures, where a format has that."""
+
+
+class FileWriter(Writer[R]):
+    """A format of one file for each picture."""
+
+    def write(self, result: R) -> Path:
+        """Write the file."""
         path = self.target(result.name)
         replace_file(path, self.encode(result))
         return path
 
+    @abstractmethod
     def encode(self, result: R) -> bytes:
         """What the file holds."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Write what belongs to all pictures."""
 
 
-class Labels(Writer[Labelled]):
+class Labels(FileWriter[Labelled]):
     """Pascal VOC's form: a palette picture whose values are the labels, 0 = background."""
 
     def encode(self, result: Labelled) -> bytes:
@@ -103,7 +113,7 @@ class Labels(Writer[Labelled]):
         return label_file(result.labels, len(self.names))
 
 
-class Overlay(Writer[Labelled]):
+class Overlay(FileWriter[Labelled]):
     """The segmentation over the picture, with a legend."""
 
     folder = "overlay"
@@ -129,7 +139,7 @@ class Masks(Writer[Labelled]):
         return path
 
 
-class Arrays(Writer[Labelled]):
+class Arrays(FileWriter[Labelled]):
     """NumPy arrays: labels, confidence, names."""
 
     folder, ending = "npz", ".npz"
@@ -146,7 +156,7 @@ class Arrays(Writer[Labelled]):
         return file.getvalue()
 
 
-class Sheet(Writer[Mapped]):
+class Sheet(FileWriter[Mapped]):
     """Every word's map over the picture, side by side."""
 
     def encode(self, result: Mapped) -> bytes:
@@ -162,7 +172,8 @@ class Tiles(Writer[Mapped]):
     def write(self, result: Mapped) -> Path:
         """Write a file for every word."""
         path = self.target(result.name)
-        for index, (name, tile) in enumerate(zip(self.names, result.tiles, strict=False)):
+        tiles = result.tiles[: len(self.names)]  # behind them, what is of no single word
+        for index, (name, tile) in enumerate(zip(self.names, tiles, strict=True)):
             replace_file(path / word_file(index, name), png(tile))
         return path
 
@@ -186,7 +197,7 @@ class Maps(Writer[Mapped]):
         return path
 
 
-class MapArrays(Writer[Mapped]):
+class MapArrays(FileWriter[Mapped]):
     """NumPy arrays beside the sheet: the cosines, as the model gave them, and the words."""
 
     ending = ".npz"

@@ -130,8 +130,7 @@ is. Exit codes: 0 = all done, 1 = some inputs failed, 2 = a mistake in what was 
 def example_lines(text: str) -> str:
     """The lines with the shipped files filled in, where they lie."""
     from ..checkpoints.known import find_file, known_row
-    from .commands.model import SHIPPED
-    from .demo import DEMO_PICTURE
+    from .demo import DEMO_PICTURE, SHIPPED
 
     for name, wanted in (("demo", DEMO_PICTURE), ("weights", known_row(*SHIPPED))):
         try:

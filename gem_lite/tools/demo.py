@@ -16,7 +16,7 @@ DEMO_PICTURE = DEMO_PICTURES[0]
 FIRST_PICTURE = DEMO_PICTURES[2]  # of the demonstration
 PHOTOGRAPH = "demo-photo.jpg"  # for models that know more than drawings
 BACKGROUND = ["background"]  # the caption with which the model learned to name empty pictures
-BOX = ("tiny-emoji", "v2")
+SHIPPED = ("tiny-emoji", "v2")  # the model in the box
 ABSENT = "umbrella"  # in none of the pictures
 SIDE = 320  # pixels at which the picture and its maps are shown
 
@@ -57,7 +57,7 @@ def demo_sheet(
     from ..pictures.overlays import contact_sheet, label_overlay
     from ..pictures.sheets import glow, headed, word_tiles
 
-    model, transform = create_model_and_transforms(*BOX, device=device)
+    model, transform = create_model_and_transforms(*SHIPPED, device=device)
     image = transform(picture)[None]
     shown = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     with torch.inference_mode():

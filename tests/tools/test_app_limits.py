@@ -3,6 +3,8 @@
 import asyncio
 import io
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -254,6 +256,33 @@ def test_who_hangs_up_leaves_the_line() -> None:
 
 
 # ---- pictures
+
+
+DECODES = """
+import io, sys
+from PIL import Image
+from gem_lite.tools.app import decoding
+known = set()
+decoding._bound_memory = lambda: known.update(sys.modules)
+file = io.BytesIO()
+Image.new("RGB", (40, 30), "red").save(file, "JPEG")
+asked = decoding.json.dumps({"transform": {"size": 16}, "max_pixels": 10**6}).encode()
+sys.stdin, sys.stdout = (io.TextIOWrapper(io.BytesIO()) for _ in range(2))
+decoding._write(sys.stdin.buffer, asked, file.getvalue())
+sys.stdin.buffer.seek(0)
+decoding.work()
+late = set(sys.modules) - known
+assert known and b'"size"' in sys.stdout.buffer.getvalue() and not late, late
+"""
+
+
+def test_nothing_is_imported_within_the_bounds() -> None:
+    """Imports may want files and memory, which a picture's decoder does not get."""
+    command = [sys.executable, "-c", DECODES]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_decoding_ends() -> None:

@@ -160,3 +160,11 @@ def test_what_cannot_be_read(content: bytes | None, tmp_path: Path) -> None:
     done = run(tmp_path / "in", tmp_path / "out", "--workers", "0")
     assert done.returncode == (2 if content is None else 1), (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr and not [*tmp_path.rglob("*.parquet*")]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_what_no_worker_can_do(shards: Path, tmp_path: Path, workers: str) -> None:
+    options = ["--workers", workers, "--model", "nonsense"]
+    done = run(shards, tmp_path / "out", *options)
+    assert done.returncode == 2 and "unknown model 'nonsense'" in done.stderr.splitlines()[-1]
+    assert not [*(tmp_path / "out").rglob("*.parquet*")]

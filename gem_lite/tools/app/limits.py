@@ -96,8 +96,8 @@ def visitor(host: str | None) -> str:
         return SHARED
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
-            prefix = ipaddress.IPv6Network((address, 64), strict=False)
-            return SHARED if address.is_loopback else str(prefix)
+            network = ipaddress.IPv6Interface((address, 64)).network
+            return SHARED if address.is_loopback else str(network)
         address = address.ipv4_mapped
     return SHARED if address.is_loopback else str(address)
 

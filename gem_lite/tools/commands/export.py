@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...exporting import FORMATS, OUTPUTS
 from ...labeller import BACKGROUND
 from .console import say, say_json
 from .model import add_model_arguments, load_model
@@ -19,8 +20,6 @@ gem-lite export maps.pt2 --model tiny-emoji --prompts fish drum
 gem-lite export labels.onnx --model tiny-emoji -p fish "drum|drum kit" --outputs labels --size 256
 gem-lite export text.onnx --model tiny-emoji --outputs text
 """
-FORMATS = ("pt2", "onnx")
-OUTPUTS = ("features", "patches", "cosines", "maps", "labels", "text")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .console import say
 from .formats import add_format_argument, check_formats, open_writers
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from ...pictures.writers import Sheet
     from .pictures import Loaded
 
 HELP = "heat maps of pictures, one sheet each"
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
             size=size,
         )
         if to_stdout:
-            sys.stdout.buffer.write(writers["sheet"].encode(mapped))
+            sys.stdout.buffer.write(cast("Sheet", writers["sheet"]).encode(mapped))
             return {}
         paths = {kind: str(writer.write(mapped)) for kind, writer in writers.items()}
         output = next(iter(paths.values()))

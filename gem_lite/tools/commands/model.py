@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..demo import SHIPPED
 from ..settings import asked_method, parsed_setting
 from .console import tell
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from ...predictor import GEMPredictor
 
 BEST = ("ViT-B/16", "openai")  # for photographs; taken when its file is on this machine
-SHIPPED = ("tiny-emoji", "v2")
 PRECISIONS = ("fp32", "fp16", "bf16")
 MOST_PATCHES = 1 << 14  # of one forward pass: 2048 x 2048 pixels in patches of 16
 MOST_IN_WINDOWS = 1 << 17  # patches of one picture seen in windows, all windows together

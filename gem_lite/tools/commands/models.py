@@ -10,8 +10,9 @@ from ...checkpoints.files import cache_folder
 from ...checkpoints.known import find_file
 from ...checkpoints.table import PRETRAINED, Pretrained
 from ...method.config import ModelConfig, architecture
+from ..demo import SHIPPED
 from .console import say, say_json
-from .model import BEST, SHIPPED
+from .model import BEST
 
 HELP = "the known weights, and which are on this machine"
 EXAMPLES = """\

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..demo import SHIPPED
 from ..progress import Progress
 from ..settings import asked_method
 from .console import say, say_json
-from .model import SHIPPED, add_model_arguments, load_model
+from .model import add_model_arguments, load_model
 
 if TYPE_CHECKING:
     from ...predictor import GEMPredictor

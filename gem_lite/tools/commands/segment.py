@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ...labeller import BACKGROUND
+from ...labeller import BACKGROUND, not_asked
 from .console import say
 from .formats import add_format_argument, check_formats, open_writers
 from .inputs import Input, add_input_arguments, find_inputs, goes_to_stdout
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ...pictures.writers import Labels
     from .pictures import Loaded
 
 HELP = "which pixel belongs to which word: label maps, masks, COCO, YOLO"
@@ -95,11 +96,10 @@ def add_background_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def background_words(args: argparse.Namespace, classes: Iterable[str]) -> list[str]:
+def background_words(args: argparse.Namespace, classes: Sequence[str]) -> list[str]:
     """The words of `--background` without those that are asked for; empty for `none`."""
     words = checked_words(split_words(args.background), "--background")
-    asked = {word.lower() for word in classes}
-    return [] if words == ["none"] else [word for word in words if word.lower() not in asked]
+    return [] if words == ["none"] else not_asked(words, classes)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
             world=world,
         )
         if to_stdout:
-            sys.stdout.buffer.write(writers["labels"].encode(labelled))
+            sys.stdout.buffer.write(cast("Labels", writers["labels"]).encode(labelled))
             return {}
         paths = {kind: str(writer.write(labelled)) for kind, writer in writers.items()}
         shares = _shares(labelled.labels, names)
