@@ -26,12 +26,12 @@ from .pictures.labels import Segmentation
 from .pictures.opening import as_picture
 from .pictures.overlays import contact_sheet, shown_in_notebook
 from .pictures.saving import replace_file, save_picture
-from .pictures.sheets import headed, legend, word_tiles
+from .pictures.sheets import LARGEST_TILE, headed, legend, word_tiles
 from .pictures.transform import ImageTransform
 from .predictor import GEMPredictor
 from .prompts import TEMPLATE, Templates
 
-SHOWN = (240, 480)  # pixels of the longer side of a picture in a sheet, (fewest, most)
+SHOWN = (240, LARGEST_TILE)  # pixels of the longer side of a picture in a sheet
 MOST_BOXED = 1024  # the same, of maps in which boxes are looked for
 
 

@@ -23,7 +23,8 @@ from ..prompts import (
     kind_of,
     split_background,
 )
-from . import OUTPUTS, files
+from . import files
+from .forms import OUTPUTS
 from .graphs import Features, Labels, Maps, Text, image_tower, text_tower, traced
 
 FORMAT_VERSION = 1

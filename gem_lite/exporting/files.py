@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoints.files import atomic_file
 from ..checkpoints.header import METADATA_KEY
-from . import FORMATS
+from .forms import FORMATS
 from .graphs import reason
 
 ONE_FILE = 2_000_000_000  # bytes; protocol buffers end at 2 GiB

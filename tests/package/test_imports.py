@@ -89,7 +89,7 @@ ORDER: dict[str, list[str]] = {
         ),
         *("coco", "shapes", "geo", "formats"),
     ],
-    "exporting": ["graphs", "files", "export"],
+    "exporting": ["forms", "graphs", "files", "export"],
     "tools": [
         *("commands.console", "progress", "ranks", "demo", "settings"),
         *("quality.sprites", "quality.scenes", "quality.measure"),

@@ -343,3 +343,15 @@ def test_formats_of_both_commands(run: Run, folder: Path) -> None:
     code, out, _ = run("segment", "photos/a.png", *words, "--format", *segment.FORMATS, "--json")
     entry = json.loads(out)
     assert code == 0 and all(Path(entry[kind]).exists() for kind in segment.FORMATS)
+
+
+def test_sheets_are_small_and_overlays_are_not(folder: Path, run: Run) -> None:
+    Image.new("RGB", (900, 600)).save("photos/large.png")
+    words = ("-p", "cat", "remote control", "--size", "32")
+    assert run("heatmap", "photos/large.png", *words, "-o", "alone")[0] == 0
+    asked = ("--format", "sheet", "overlays", "-o", "both")
+    assert run("heatmap", "photos/large.png", *words, *asked)[0] == 0
+    with Image.open("alone/large.png") as alone, Image.open("both/large.png") as both:
+        assert 2 * 480 < alone.width < 1000 and 2 * 900 < both.width < 2000
+    sizes = [Image.open(path).size for path in sorted(Path("both/overlays/large").iterdir())]
+    assert len(sizes) == 2 and all(width == 900 for width, _ in sizes)

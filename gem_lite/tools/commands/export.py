@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...exporting import FORMATS, OUTPUTS
+from ...exporting.forms import FORMATS, OUTPUTS
 from ...labeller import BACKGROUND
 from .console import say, say_json
 from .model import add_model_arguments, load_model

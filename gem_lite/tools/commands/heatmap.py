@@ -11,7 +11,7 @@ from .formats import add_format_argument, check_formats, open_writers
 from .inputs import Input, add_input_arguments, find_inputs, goes_to_stdout
 from .model import add_model_arguments, check_names, described_method, load_model
 from .segment import add_background_argument, background_words
-from .words import add_word_arguments, chosen_words, reduced, templates_of
+from .words import LARGEST_SHOWN, add_word_arguments, chosen_words, reduced, templates_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from ...method.presence import common_scale
     from ...pictures.formats import MAP_FORMATS
     from ...pictures.overlays import label_overlay
-    from ...pictures.sheets import headed, word_tiles
+    from ...pictures.sheets import LARGEST_TILE, headed, word_tiles
     from ...pictures.writers import Mapped
     from . import pictures
 
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
     def write(result: tuple[Loaded, Any, Any, Any], source: Input) -> dict[str, Any]:
         loaded, maps, present, labels = result
-        shown = reduced(loaded.picture)
+        shown = reduced(loaded.picture, LARGEST_SHOWN if "overlays" in writers else LARGEST_TILE)
         heat = min_max(maps) if args.own_scale else common_scale(maps[None], present[None])[0]
         tiles = word_tiles(shown, words, heat, present.tolist())
         if labels is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
-LARGEST_SHOWN = 2048  # pixels of the longer side of a picture in a sheet
+LARGEST_SHOWN = 2048  # pixels of the longer side of a picture that is drawn upon
 TEMPLATE = "a photo of a {}."  # prompts.TEMPLATE, which needs torch to be read
 
 
@@ -93,14 +93,14 @@ def templates_of(args: argparse.Namespace) -> list[str]:
     return templates
 
 
-def reduced(picture: Image.Image) -> Image.Image:
-    """The picture, or a smaller copy where its longer side is too long for a sheet of many."""
+def reduced(picture: Image.Image, most: int = LARGEST_SHOWN) -> Image.Image:
+    """The picture, or a smaller copy where its longer side has more pixels than `most`."""
     from PIL import Image
 
     longest = max(picture.size)
-    if longest <= LARGEST_SHOWN:
+    if longest <= most:
         return picture
-    scale = LARGEST_SHOWN / longest
+    scale = most / longest
     # PIL counts (width, height).
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
