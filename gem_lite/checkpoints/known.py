@@ -65,10 +65,12 @@ def known_row(model_name: str, pretrained: str) -> Pretrained:
     tags = [row.tag for row in PRETRAINED if fold_name(row.model) == folded]
     if tags:
         hint = f"tags of {model_name!r}: {', '.join(map(repr, tags))}"
+        wrong = f"pretrained weights {pretrained!r} for model {model_name!r}"
     else:
         hint = f"nearest known models: {nearest(model_name, list(dict(pairs)))}"
+        wrong = f"model {model_name!r}"
     raise ValueError(
-        f"unknown pretrained weights {pretrained!r} for model {model_name!r}; {hint}. "
+        f"unknown {wrong}; {hint}. "
         f"available_models() lists all {len(pairs)} pairs; your own file goes in by its path"
     )
 
