@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="tiny-emoji")
     parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--commands", nargs="+", default=["heatmap", "segment"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, one = Path(name, "all"), Path(name, "one")
@@ -76,7 +77,7 @@ def main() -> None:
             return len(images) / (time.perf_counter() - start)
 
         print("| | bare model | command | ratio |\n|---|---|---|---|")
-        for kind in ("heatmap", "segment"):
+        for kind in args.commands:
             bare(kind)  # encodes the words, warms up
             rates = [bare(kind)]
             start = run(kind, one, options, Path(name, f"{kind}-one"))

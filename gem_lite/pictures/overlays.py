@@ -133,23 +133,28 @@ def label_overlay(
         raise TypeError(f"labels is of type {type(labels).__name__}; expected a tensor [h, w]")
     if labels.ndim != 2 or labels.numel() == 0:
         raise ValueError(f"labels has shape {list(labels.shape)}; expected [h, w]")
-    if int(labels.min()) < 0 or int(labels.max()) > len(names):
+    numbers = labels.detach().cpu().numpy()
+    lowest, highest = int(numbers.min()), int(numbers.max())
+    if lowest < 0 or highest > len(names):
         raise ValueError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 for background"
-            f" to {len(names)}, the number of names"
+            f"labels run from {lowest} to {highest}; expected 0 for background to {len(names)},"
+            " the number of names"
         )
     _check_alpha(alpha)
     pixels = _pixels(image, mean, std)
     height, width = pixels.shape[:2]
     # PIL counts (width, height).
-    resized = Image.fromarray(labels.cpu().numpy().astype(np.int32)).resize(
+    resized = Image.fromarray(numbers.astype(np.int32)).resize(
         (width, height), Image.Resampling.NEAREST
     )
-    labels_shown = np.asarray(resized)
-    colours = np.array([label_colour(index) for index in range(len(names))], dtype=np.float32)
-    painted = alpha * colours[np.maximum(labels_shown - 1, 0)] / 255 + (1 - alpha) * pixels
-    mixed = np.where(labels_shown[..., None] > 0, painted, pixels)
-    picture = Image.fromarray((mixed * 255).round().astype(np.uint8))
+    shown = np.asarray(resized)
+    colours = np.array([(0, 0, 0), *map(label_colour, range(len(names)))], dtype=np.float32) / 255
+    tint = np.float32(alpha) * colours  # of each label
+    kept = np.array([1, *[1 - alpha] * len(names)], dtype=np.float32)  # share of the picture
+    pixels = pixels * kept[shown][..., None]
+    pixels += tint[shown]
+    pixels *= 255
+    picture = Image.fromarray(pixels.round(out=pixels).astype(np.uint8))
     return _with_legend(picture, names)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from .console import say
 from .formats import add_format_argument, check_formats, open_writers
@@ -28,6 +28,16 @@ gem-lite heatmap {demo} -p fish,drum,"hot dog" --plain -o plain
 gem-lite heatmap {demo} --prompts fish --format sheet npz --json
 """
 FORMATS = ("sheet", "overlays", "maps", "npz")
+
+
+class _Found(NamedTuple):
+    """What the model says of one picture."""
+
+    loaded: Loaded
+    maps: Tensor  # [p, h, w], cosines
+    heat: Tensor  # [p, h, w] in [0, 1], to be shown
+    present: Tensor  # [p]
+    labels: Tensor | None  # [h, w]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,13 +102,13 @@ def run(args: argparse.Namespace) -> int:
     with torch.inference_mode():
         text = model.encode_text(words, templates=templates)
 
-    def work(group: list[Loaded]) -> list[tuple[Loaded, Any, Any, Any]]:
+    def work(group: list[Loaded]) -> list[_Found]:
         images = torch.stack([each.tensor for each in group])
         with torch.inference_mode():
             maps, present = maps_and_presence(
                 model, images, text, plain=args.plain, templates=templates
             )
-            labels: list[Any] = [None] * len(group)
+            labels: list[Tensor | None] = [None] * len(group)
             if args.segment:
                 segmented = model.segment(
                     images,
@@ -108,12 +118,13 @@ def run(args: argparse.Namespace) -> int:
                     templates=templates,
                 )
                 labels = list(segmented.labels)
-        return list(zip(group, maps.cpu(), present.cpu(), labels, strict=True))
+            heat = min_max(maps) if args.own_scale else common_scale(maps, present)
+        shares = (each.cpu() for each in (maps, heat, present))
+        return list(map(_Found, group, *shares, labels))
 
-    def write(result: tuple[Loaded, Any, Any, Any], source: Input) -> dict[str, Any]:
-        loaded, maps, present, labels = result
+    def write(found: _Found, source: Input) -> dict[str, Any]:
+        loaded, maps, heat, present, labels = found
         shown = reduced(loaded.picture, LARGEST_SHOWN if "overlays" in writers else LARGEST_TILE)
-        heat = min_max(maps) if args.own_scale else common_scale(maps[None], present[None])[0]
         tiles = word_tiles(shown, words, heat, present.tolist())
         if labels is not None:
             tiles.append(headed(label_overlay(shown, labels, words), "segmentation"))
@@ -130,8 +141,7 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.buffer.write(cast("Sheet", writers["sheet"]).encode(mapped))
             return {}
         paths = {kind: str(writer.write(mapped)) for kind, writer in writers.items()}
-        output = next(iter(paths.values()))
-        entry: dict[str, Any] = {"output": output, "method": method, **paths}
+        entry: dict[str, Any] = {"output": next(iter(paths.values())), "method": method, **paths}
         if args.arrays:
             entry["arrays"] = paths["npz"]
         if args.json:

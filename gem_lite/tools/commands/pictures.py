@@ -49,8 +49,9 @@ def for_each_picture(
 
     `work` gets up to `batch` pictures whose tensors have one size. A picture that cannot be read or
     worked on is reported and left out. What goes wrong while writing ends the command, since it
-    would go wrong again. Under torchrun each process takes its share of the pictures; the first
-    reports what is missing.
+    would go wrong again. `load` and `write` run in threads, with Pillow and NumPy alone: PyTorch's
+    operators would start threads there that keep the model's waiting. Under torchrun each process
+    takes its share of the pictures; the first reports what is missing.
     """
     failed = 0
 
