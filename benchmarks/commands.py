@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import gem_lite  # noqa: E402
+from gem_lite.background import BACKGROUND  # noqa: E402
 from gem_lite.inference import maps_and_presence  # noqa: E402
-from gem_lite.labeller import BACKGROUND  # noqa: E402
 from gem_lite.tools.cli import main as command  # noqa: E402
 
 WORDS = ["cat", "dog", "fish", "drum", "tree"]

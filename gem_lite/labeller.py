@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .background import BACKGROUND, not_asked
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -24,21 +26,11 @@ if TYPE_CHECKING:
 
     _Found = tuple[NDArray[np.integer], NDArray[np.float32]]  # labels, confidence [h, w]
 
-# What the field calls stuff. On labelled collages it scores, in mIoU of the words (and IoU of the
-# background), 39 % (81 %) where all that is there is asked for, 34 % (89 %) for one word; the word
-# "background" alone 39 % (81 %) and 23 % (78 %); no background 25 % (0 %) and 6 % (0 %).
-BACKGROUND = ("background", "wall", "sky", "ground", "floor")
 OUTPUTS = ("coco", "scores", "boxes", "masks", "labels")
 MOST_PATCHES = 1 << 14  # of one picture: 2048 x 2048 pixels in patches of 16
 # Of this process, by what they were made from.
 _MODELS: dict[Any, tuple[GEMPredictor, ImageTransform]] = {}
 _LOCKS: dict[Any, threading.Lock] = {}
-
-
-def not_asked(background: Sequence[str], words: Sequence[str]) -> list[str]:
-    """The words of a background without those that are looked for, in whatever case."""
-    asked = {word.lower() for word in words}
-    return [word for word in background if word.lower() not in asked]
 
 
 class Labeller:

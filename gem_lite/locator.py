@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .background import BACKGROUND, not_asked
 from .checkpoints.hub import is_named_folder
 from .checkpoints.known import first_tag
 from .factory import Precision, create_model_and_transforms
 from .inference import best_device, maps_and_presence
-from .labeller import BACKGROUND, not_asked
 from .method.base import Method
 from .method.heatmap import upsample
 from .method.presence import common_scale

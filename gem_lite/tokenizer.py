@@ -73,8 +73,7 @@ class Tokenizer:
     def _build(self, merges: list[str], context_length: int) -> None:
         self.vocab_size = _SMALLEST_VOCAB + len(merges)
         self.context_length = context_length
-        self.start_id = self.vocab_size - 2
-        self.end_id = self.vocab_size - 1
+        self.start_id, self.end_id = self.vocab_size - 2, self.vocab_size - 1
         self._byte_symbols = _byte_symbols()
         self._ranks = dict(zip(merges, range(len(merges)), strict=True))
         inner = list(self._byte_symbols.values())
@@ -131,9 +130,7 @@ class Tokenizer:
             if token_id == self.start_id:
                 continue
             if not 0 <= token_id < self.start_id:
-                raise ValueError(
-                    f"token id {token_id} is outside the vocabulary: 0 to {self.end_id}"
-                )
+                raise ValueError(f"token id {token_id}; the vocabulary has 0 to {self.end_id}")
             symbol = self._symbols[token_id]
             inner = symbol.removesuffix(_END_OF_WORD)
             spelled += bytes(byte_of[character] for character in inner)

@@ -22,6 +22,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in NAM
 # Rooms, and which other rooms each may import. A folder is one room, a file at the top another.
 ROOMS: dict[str, set[str]] = {
     "_version": set(),
+    "background": set(),
     "fast": set(),
     "tokenizer": set(),
     "method": set(),
@@ -35,14 +36,17 @@ ROOMS: dict[str, set[str]] = {
         *("checkpoints", "fast", "inference", "method", "pictures", "prompts", "tokenizer"),
     },
     "factory": {"checkpoints", "method", "pictures", "predictor", "prompts", "tokenizer"},
-    "labeller": {"factory", "inference", "method", "pictures", "predictor", "prompts"},
+    "labeller": {
+        *("background", "factory", "inference", "method", "pictures", "predictor", "prompts"),
+    },
     "locator": {
-        *("checkpoints", "factory", "inference", "labeller", "method", "pictures", "predictor"),
+        *("background", "checkpoints", "factory", "inference", "method", "pictures", "predictor"),
         "prompts",
     },
     "exporting": {"_version", "checkpoints", "method", "predictor", "prompts"},
     "tools": {
         "_version",
+        "background",
         "checkpoints",
         "exporting",
         "factory",

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import gem_lite
-from gem_lite.labeller import BACKGROUND
+from gem_lite.background import BACKGROUND
 from gem_lite.locator import Locator, PictureMaps
 from gem_lite.tools.demo import demo_picture
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...background import BACKGROUND
 from ...exporting.forms import FORMATS, OUTPUTS
-from ...labeller import BACKGROUND
 from .console import say, say_json
 from .model import add_model_arguments, load_model
 from .segment import add_background_argument, background_words

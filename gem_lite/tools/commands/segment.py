@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ...labeller import BACKGROUND, not_asked
+from ...background import BACKGROUND, not_asked
 from .console import say
 from .formats import add_format_argument, check_formats, open_writers
 from .inputs import Input, add_input_arguments, find_inputs, goes_to_stdout
