@@ -39,9 +39,12 @@ def _most_precise(device: torch.device) -> torch.dtype:
 
 
 def outliers(x: Tensor, quantile: float = 0.95) -> Tensor:
-    """Patches whose `outlier_scores` exceed a quantile of their image's: [b, n] bool."""
+    """Patches whose `outlier_scores` exceed a quantile of their image's: [b, n] bool.
+
+    By more than rounding: where all patches are neighbours, the two that are farthest apart tie.
+    """
     scores = outlier_scores(x.float())
-    return scores > scores.quantile(quantile, dim=-1, keepdim=True)
+    return scores > scores.quantile(quantile, dim=-1, keepdim=True) * (1 + 1e-6)
 
 
 def sinks(trunk: Trunk, finder: str = "sinks", count: int = 10) -> Tensor:

@@ -1,8 +1,9 @@
-"""Outlier scores of tokens that are nearly alike, such as those of an empty wall."""
+"""Outliers where rounding could decide: tokens that are nearly alike, and scores that tie."""
 
+import pytest
 import torch
 
-from gem_lite.method.tokens import outlier_scores
+from gem_lite.method.tokens import outlier_scores, outliers
 
 
 def test_tokens_that_are_nearly_alike() -> None:
@@ -22,3 +23,10 @@ def test_tokens_that_are_nearly_alike() -> None:
     scores = outlier_scores(x[None])[0]
     assert scores.dtype == torch.float32
     assert ((scores - expected) / expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(("count", "expected"), [(12, 0), (25, 2)])
+def test_the_two_farthest_apart_tie(count: int, expected: int) -> None:
+    """All are neighbours: the farthest two share the highest score, of 12 also the quantile."""
+    x = torch.randn(200, count, 48, generator=torch.Generator().manual_seed(0))
+    assert outliers(x).sum(dim=1).tolist() == [expected] * 200
