@@ -1,7 +1,9 @@
 """The recipes of docs/recipes.md, run as they stand against the packages that they are for."""
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,28 @@ def test_spark_on_pandas_frames(folder: Path) -> None:
     assert rows["path"].tolist() == ["a.png", "b.png"]
     assert rows["error"][0] == "" and "not a picture" in rows["error"][1]
     assert {each["category_id"] for each in json.loads(rows["coco"][0])} == {1, 2}
+
+
+def test_spark(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sql = pytest.importorskip("pyspark.sql", reason="needs PySpark")
+    if shutil.which("java") is None:
+        pytest.skip("needs Java")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    (folder / "weights" / "b.png").write_bytes(b"no picture")
+    names = recipe("Spark")
+    spark = sql.SparkSession.builder.master("local[2]").getOrCreate()
+    try:
+        rows = sorted(names["labelled"](spark, str(folder / "weights")).collect())
+    finally:
+        spark.stop()
+    assert [Path(row.path).name for row in rows] == ["b.png", "demo.png"]
+    bad, good = rows
+    assert good.error == "" and (good.height, good.width) == (256, 256)
+    alone = names["labeller"]({"content": [(folder / "weights" / "demo.png").read_bytes()]})
+    assert {each["category_id"] for each in json.loads(good.coco)} == {1, 2}
+    assert good.coco == alone["coco"][0]
+    assert "not a picture" in bad.error and bad.coco == ""
 
 
 def test_label_studio(folder: Path) -> None:
