@@ -2,16 +2,21 @@
 
 import io
 import os
+import runpy
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +24,7 @@ parquet = pytest.importorskip("pyarrow.parquet", reason="pip install '.[ray]'")
 pytest.importorskip("ray", reason="pip install '.[ray]'")
 MODEL = ["--model", "tiny-emoji", "--pretrained", "v2", "--words", "fish", "drum", "elephant"]
 SHARDS, EACH = 5, 12
+TOKEN = secrets.token_hex(32)
 
 
 def picture(seed: int) -> bytes:
@@ -53,19 +59,58 @@ def command(source: Path, output: Path, *options: str) -> list[str]:
     return [sys.executable, program, str(source), "--output", str(output), *MODEL, *options]
 
 
-def environment() -> dict[str, str]:
+def environment(**more: str) -> dict[str, str]:
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **quiet}
+    quiet |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}  # of the cluster below
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **quiet, **more}
 
 
-def run(source: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def run(source: Path, output: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """The program as a user starts it."""
     return subprocess.run(
         command(source, output, *options),
         check=False,
         capture_output=True,
         text=True,
-        env=environment(),
+        env=environment(**more),
     )
+
+
+def run_here(source: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has imported PyTorch already; without Ray."""
+    arguments = command(source, output, "--workers", "0", *options)[1:]
+    threads = torch.get_num_threads()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+    ):
+        patch.setattr(sys, "argv", arguments)
+        patch.setattr(sys, "path", sys.path.copy())
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(arguments[0], run_name="__main__")
+    torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(arguments, end.value.code, out.getvalue(), err.getvalue())
+
+
+HEAD = """
+import sys, ray
+print(ray.init(num_cpus=2, include_dashboard=False).address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a running Ray, which takes longer to start than all that it does here."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert ":" in address, "Ray has not started"
+        yield address
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -98,12 +143,15 @@ def workers() -> list[int]:
 
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="finds the worker with ps")
-def test_two_workers_one_killed(shards: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_workers_one_killed(cluster: str, shards: Path, alone: Path, tmp_path: Path) -> None:
     """Killed when the first shard is done; its work is done again, and the bytes are the same."""
     output = tmp_path / "output"
     options = ["--workers", "2", "--threads", "1"]
     process = subprocess.Popen(
-        command(shards, output, *options), stdout=subprocess.PIPE, text=True, env=environment()
+        command(shards, output, *options),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(RAY_ADDRESS=cluster),
     )
     deadline = time.monotonic() + 240
     while not (victims := workers()) and process.poll() is None and time.monotonic() < deadline:
@@ -125,10 +173,10 @@ def test_goes_on_where_it_stopped(shards: Path, alone: Path, tmp_path: Path) -> 
     for path in alone.iterdir():
         if path.name != "001.parquet":
             (output / path.name).write_bytes(path.read_bytes())
-    done = run(shards, output, "--workers", "0")
+    done = run_here(shards, output)
     assert done.returncode == 0 and "5 shards, 4 done before" in done.stdout
     assert contents(output) == contents(alone)
-    other = run(shards, output, "--workers", "0", "--size", "96")
+    other = run_here(shards, output, "--size", "96")
     assert other.returncode == 2 and "give another --output" in other.stderr
     assert other.stderr.count("\n") == 1
 
@@ -144,7 +192,7 @@ def test_folders_and_parquet_give_the_same_annotations(alone: Path, tmp_path: Pa
     column = pa.array([{"bytes": data, "path": None} for data in encoded])
     parquet.write_table(pa.table({"image": column}), tmp_path / "tables" / "0.parquet")
     for name, output in (("photos", "pictures-000000"), ("tables", "0")):
-        done = run(tmp_path / name, tmp_path / f"{name}-out", "--workers", "0")
+        done = run_here(tmp_path / name, tmp_path / f"{name}-out")
         assert done.returncode == 0, done.stderr
         rows = parquet.read_table(tmp_path / f"{name}-out" / f"{output}.parquet").to_pylist()
         expected = parquet.read_table(alone / "000.parquet").to_pylist()
@@ -157,14 +205,21 @@ def test_what_cannot_be_read(content: bytes | None, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     if content is not None:
         (tmp_path / "in" / "a.tar").write_bytes(content)
-    done = run(tmp_path / "in", tmp_path / "out", "--workers", "0")
+    done = run_here(tmp_path / "in", tmp_path / "out")
     assert done.returncode == (2 if content is None else 1), (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr and not [*tmp_path.rglob("*.parquet*")]
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_what_no_worker_can_do(shards: Path, tmp_path: Path, workers: str) -> None:
-    options = ["--workers", workers, "--model", "nonsense"]
-    done = run(shards, tmp_path / "out", *options)
+def test_an_unknown_model(shards: Path, tmp_path: Path) -> None:
+    check_unknown(run_here(shards, tmp_path / "out", "--model", "nonsense"), tmp_path)
+
+
+def test_what_no_worker_can_do(cluster: str, shards: Path, tmp_path: Path) -> None:
+    """A worker says so, and the program ends, although other shards are waiting."""
+    options = ["--workers", "1", "--model", "nonsense"]
+    check_unknown(run(shards, tmp_path / "out", *options, RAY_ADDRESS=cluster), tmp_path)
+
+
+def check_unknown(done: subprocess.CompletedProcess[str], folder: Path) -> None:
     assert done.returncode == 2 and "unknown model 'nonsense'" in done.stderr.splitlines()[-1]
-    assert not [*(tmp_path / "out").rglob("*.parquet*")]
+    assert not [*(folder / "out").rglob("*.parquet*")]
