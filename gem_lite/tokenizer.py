@@ -11,11 +11,10 @@ from __future__ import annotations
 import gzip
 import html
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ftfy
 import regex
@@ -41,7 +40,7 @@ class Tokenizer:
     text stand for those tokens, as in open_clip.
 
     The object holds nothing but tables and a bounded cache of words. It can be pickled, merges
-    included, so it opens where the merges file is not; a copy shares the tables.
+    included, so it opens where the merges file is not.
 
     Args:
         merges_path: file of ranked merges, one "left right" pair a line, gzipped or plain, such as
@@ -68,9 +67,7 @@ class Tokenizer:
         _check_int("vocab_size", vocab_size, range(_SMALLEST_VOCAB, FULL_VOCAB + 1), bounds)
         _check_int("context_length", context_length, *_CONTEXT)
         path = find_merges() if merges_path is None else Path(merges_path)
-        self._build(_read_merges(path, vocab_size - _SMALLEST_VOCAB), context_length)
-
-    def _build(self, merges: list[str], context_length: int) -> None:
+        merges = _read_merges(path, vocab_size - _SMALLEST_VOCAB)
         self.vocab_size = _SMALLEST_VOCAB + len(merges)
         self.context_length = context_length
         self.start_id, self.end_id = self.vocab_size - 2, self.vocab_size - 1
@@ -87,12 +84,7 @@ class Tokenizer:
             r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
             regex.IGNORECASE,
         )
-        self._word_ids = self._fresh_cache()
-
-    def _fresh_cache(self) -> Callable[[str], tuple[int, ...]]:
-        # A partial over the tables, not a bound method: no reference cycle, no shared cache.
-        word_ids = partial(_word_ids, self._byte_symbols, self._ranks, self._ids)
-        return lru_cache(maxsize=_CACHED_WORDS)(word_ids)
+        self._spelled: dict[str, tuple[int, ...]] = {}  # ids of words seen before
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without the start and end tokens and of any length.
@@ -110,6 +102,15 @@ class Tokenizer:
                 ids.append(self.end_id)
             else:
                 ids.extend(self._word_ids(word))
+        return ids
+
+    def _word_ids(self, word: str) -> tuple[int, ...]:
+        ids = self._spelled.get(word)
+        if ids is None:
+            if len(self._spelled) >= _CACHED_WORDS:
+                self._spelled.clear()
+            ids = _word_ids(self._byte_symbols, self._ranks, self._ids, word)
+            self._spelled[word] = ids
         return ids
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:
@@ -160,23 +161,6 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, context_length={self.context_length})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        # One string is quicker to pickle than the tables that are built from it.
-        return {"merges": "\n".join(self._ranks), "context_length": self.context_length}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        merges = state["merges"].split("\n") if state["merges"] else []
-        self._build(merges, state["context_length"])
-
-    def __copy__(self) -> Tokenizer:
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other._word_ids = other._fresh_cache()
-        return other
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
-        return self.__copy__()  # nothing writes to the tables
 
 
 def find_merges() -> Path:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..method.config import OPENAI_MEAN, OPENAI_STD
+from ..method.heatmap import min_max
 from .saving import save_overlays
 
 # Indigo over magenta and orange to pale yellow: (position, red, green, blue), joined by straight
@@ -242,16 +243,10 @@ def _maps(logits: Tensor, prompts: int) -> NDArray[np.float32]:
         raise ValueError(f"logits has shape {shape}; expected [p, h, w] or [1, p, h, w]")
     if len(logits) != prompts or prompts == 0:
         raise ValueError(f"{len(logits)} maps for {prompts} prompts; expected one map per prompt")
-    maps = logits.detach().to(torch.float32).cpu().numpy()
-    if not np.isfinite(maps).all():
+    maps = logits.detach().to(torch.float32).cpu()
+    if not maps.isfinite().all():
         raise ValueError("logits holds values that are not finite; expected numbers")
-    low = maps.min(axis=(1, 2), keepdims=True)
-    span = maps.max(axis=(1, 2), keepdims=True) - low
-    constant = span <= 4 * np.finfo(np.float32).eps * np.abs(low)  # up to rounding
-    stretched: NDArray[np.float32] = np.where(
-        constant, np.float32(0), (maps - low) / np.where(constant, np.float32(1), span)
-    )
-    return stretched
+    return min_max(maps).numpy()
 
 
 def _check_alpha(alpha: float) -> None:
