@@ -27,8 +27,20 @@ class Made:
     classes: int
 
 
-def make(dataset: str, root: Path, *, count: int = 3, seed: int = 0, raw: bool = False) -> Made:
-    """raw: where the field converts the published labels first, leave them as published."""
+def make(
+    dataset: str,
+    root: Path,
+    *,
+    count: int = 3,
+    seed: int = 0,
+    raw: bool = False,
+    grain: int = 0,
+) -> Made:
+    """raw: where the field converts the published labels first, leave them as published.
+
+    grain: noise of so many levels up and down. PAMR divides by the deviation of the colours around
+    a pixel: where they are flat, it weighs rounding errors, and no second writing agrees.
+    """
     file = NAMES_FILES.get(dataset, dataset)
     sprites = Sprites.load(SPRITES).select(styles=["noto", "fluent-emoji-flat"])
     # The drawings' names take the places of the first classes, so that the small model knows them.
@@ -44,6 +56,9 @@ def make(dataset: str, root: Path, *, count: int = 3, seed: int = 0, raw: bool =
     for number, scene in enumerate(collages):
         height, width = (128, 96 + 4 * number) if number % 2 else (100 + 4 * number, 128)
         image, mask = scene.image[:height, :width], scene.mask[:height, :width]
+        if grain:
+            noise = np.random.default_rng(number).integers(-grain, grain + 1, image.shape)
+            image = (image + noise).clip(0, 255).astype(np.uint8)
         numbers = np.array([0, *(words.index(name) + 1 for name in scene.names)])
         name = WRITERS[dataset](root, number, image, numbers[mask], raw)
         made.truth[name] = numbers[mask]

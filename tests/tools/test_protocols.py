@@ -5,6 +5,7 @@ by step, with OpenCV, and shares nothing with the package but the network and it
 """
 
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,71 +75,99 @@ def name_sets(protocol: str, dataset: str) -> list[list[str]]:
     return sets
 
 
-def maps_of(model: GEMPredictor, image: Tensor, text: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cosines of every patch and name, bilinear to `size`: [1, names, h, w]."""
-    features = model.encode_image(image)
-    logits = F.normalize(features.gem, dim=-1) @ text.T
-    logits = logits.permute(0, 2, 1).reshape(1, len(text), *features.grid)
-    return F.interpolate(logits, size=size, mode="bilinear")
+def resizing(length: int, target: int) -> Tensor:
+    """Bilinear resizing of one side, pixel centres at halves, as a matrix [target, length]."""
+    centres = (torch.arange(target) + 0.5) * length / target - 0.5
+    away = (centres.clamp(0, length - 1)[:, None] - torch.arange(length)).abs()
+    return (1 - away).clamp(min=0)
 
 
-def slid(model: GEMPredictor, image: Tensor, text: Tensor, settings: Any) -> Tensor:
+def spans(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
+    """From where to where the windows reach; one over all of it for a crop of 0."""
+    if not crop:
+        return [(0, length)]
+    found = []
+    for k in range(max(length - crop + stride - 1, 0) // stride + 1):
+        end = min(k * stride + crop, length)
+        found.append((max(end - crop, 0), end))
+    return found
+
+
+def slid(
+    model: GEMPredictor, image: Tensor, text: Tensor, settings: Any, size: tuple[int, int]
+) -> Tensor:
+    """Cosines of every name at the picture's `size`: [names, h, w].
+
+    From patches to their window's pixels, the mean of all windows over a pixel, and the picture's
+    own size: all of it is linear in the patches, and the same for every row and every column.
+    """
     _, crop, stride, *_, padded = settings
-    height, width = image.shape[2:]
-    total, count = torch.zeros(1, len(text), height, width), torch.zeros(1, 1, height, width)
-    for row in range(max(height - crop + stride - 1, 0) // stride + 1):
-        for column in range(max(width - crop + stride - 1, 0) // stride + 1):
-            bottom, right = min(row * stride + crop, height), min(column * stride + crop, width)
-            top, left = max(bottom - crop, 0), max(right - crop, 0)
+    places = [spans(length, crop, stride) for length in image.shape[2:]]
+    windows_over = []  # for each row, then for each column
+    for length, found in zip(image.shape[2:], places, strict=True):
+        number = torch.zeros(length)
+        for start, end in found:
+            number[start:end] += 1
+        windows_over.append(number)
+    total = torch.zeros(len(text), *size)
+    for top, bottom in places[0]:
+        for left, right in places[1]:
             part = image[:, :, top:bottom, left:right]
             h, w = part.shape[2:]
             x, y = (-w % 16) // 2, (-h % 16) // 2
             if padded:
                 part = F.pad(part, (x, -w % 16 - x, y, -h % 16 - y))
-            maps = maps_of(model, part, text, (part.shape[2], part.shape[3]))
-            if padded:
-                maps = maps[:, :, y : y + h, x : x + w]
-            total[:, :, top:bottom, left:right] += maps
-            count[:, :, top:bottom, left:right] += 1
-    return total / count
+            else:
+                x = y = 0
+            features = model.encode_image(part)
+            logits = text @ F.normalize(features.gem[0], dim=-1).T
+            to_pixels = [
+                resizing(patches, length)[before : before + inside]
+                for patches, length, before, inside in zip(
+                    features.grid, part.shape[2:], (y, x), (h, w), strict=True
+                )
+            ]
+            down, across = (
+                resizing(length, target)[:, start:end] / number[start:end] @ matrix
+                for length, target, (start, end), number, matrix in zip(
+                    image.shape[2:],
+                    size,
+                    ((top, bottom), (left, right)),
+                    windows_over,
+                    to_pixels,
+                    strict=True,
+                )
+            )
+            total += down @ logits.reshape(-1, *features.grid) @ across.T
+    return total
 
 
 def pamr(image: Tensor, maps: Tensor, steps: int) -> Tensor:
-    """By gathering every neighbour's value, pixel offsets clamped at the borders."""
+    """By looking up every neighbour's value, pixel offsets clamped at the borders."""
     height, width = image.shape[2:]
     rows, columns = torch.arange(height), torch.arange(width)
 
-    def shifted(x: Tensor, dy: int, dx: int) -> Tensor:
-        y, x_ = (rows + dy).clamp(0, height - 1), (columns + dx).clamp(0, width - 1)
-        return x[:, :, y][:, :, :, x_]
+    def place(dy: int, dx: int) -> Tensor:
+        y, x = (rows + dy).clamp(0, height - 1), (columns + dx).clamp(0, width - 1)
+        return (y[:, None] * width + x).flatten()
 
     offsets = [(dy * d, dx * d) for d in (8, 16) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    around = torch.stack([shifted(image, *offset) for offset in offsets], dim=2)
-    deviation = around.std(dim=2)
-    neighbours = [offset for offset in offsets if offset != (0, 0)]
-    affinity = torch.stack(
-        [
-            (-(image - shifted(image, *offset)).abs() / (1e-8 + 0.1 * deviation)).mean(dim=1)
-            for offset in neighbours
-        ],
-        dim=1,
-    ).softmax(dim=1)
+    colours = image[0].flatten(1).double()
+    deviation = torch.stack([colours[:, place(*offset)] for offset in offsets]).std(dim=0)
+    near = torch.stack([place(*offset) for offset in offsets if offset != (0, 0)], dim=1)
+    unlike = (colours[:, :, None] - colours[:, near]).abs()
+    affinity = (-unlike / (1e-8 + 0.1 * deviation[:, :, None])).mean(dim=0).softmax(dim=1).float()
+    values = maps.flatten(1).T.contiguous()
     for _ in range(steps):
-        maps = sum(
-            (
-                shifted(maps, *offset) * affinity[:, k : k + 1]
-                for k, offset in enumerate(neighbours)
-            ),
-            start=torch.zeros_like(maps),
-        )
-    return maps
+        values = F.embedding_bag(near, values, per_sample_weights=affinity, mode="sum")
+    return values.T.reshape(maps.shape)
 
 
 def segmented(
     model: GEMPredictor, path: Path, sets: list[list[str]], settings: Any, text: Tensor
 ) -> NDArray[np.int64]:
     """The number of the line that wins each pixel."""
-    short, crop, _, scale, threshold, area, steps, _ = settings
+    short, _, _, scale, threshold, area, steps, _ = settings
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
     height, width = bgr.shape[:2]
     factor = min(2048 / max(height, width), short / min(height, width))
@@ -146,15 +175,11 @@ def segmented(
     rgb = cv2.resize(bgr, target, interpolation=cv2.INTER_LINEAR)[..., ::-1].astype(np.float32)
     pixels = (rgb - np.float32(MEAN)) / np.float32(STD)
     image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
-    if crop:
-        maps = slid(model, image, text, settings)
-    else:
-        maps = maps_of(model, image, text, (image.shape[2], image.shape[3]))
-    maps = F.interpolate(maps, size=(height, width), mode="bilinear")
+    maps = slid(model, image, text, settings, (height, width))
     if steps:
         colours = F.interpolate(image, size=(height, width), mode="bilinear")
         maps = pamr(colours, maps, steps)
-    probs = (maps[0] * scale).softmax(dim=0)
+    probs = (maps * scale).softmax(dim=0)
     lines = torch.tensor([k for k, names in enumerate(sets) for _ in names])
     best = torch.stack([probs[lines == k].amax(dim=0) for k in range(len(sets))])
     if area:
@@ -169,14 +194,14 @@ def segmented(
 def model() -> GEMPredictor:
     """Random weights, with texts far enough apart that many names win somewhere."""
     model = small_model(size=224, patch=16)
-    generator = torch.Generator().manual_seed(3)
-    known: dict[str, Tensor] = {}
+
+    def direction(name: str) -> Tensor:  # of the name alone, whichever tests run before
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        return F.normalize(torch.randn(20, generator=generator), dim=-1)
 
     def encode_text(names: list[str], templates: Any = None) -> Tensor:
         assert len(templates) == 80
-        for name in names:
-            known.setdefault(name, F.normalize(torch.randn(20, generator=generator), dim=-1))
-        return torch.stack([known[name] for name in names])[None]
+        return torch.stack([direction(name) for name in names])[None]
 
     model.encode_text = encode_text  # type: ignore[method-assign, assignment]
     return model
@@ -191,7 +216,7 @@ def check(model: GEMPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(factory, "create_model_and_transforms", lambda *a, **k: (model, None))
 
     def run(protocol: str, dataset: str) -> tuple[float, float, float]:
-        made = make(dataset, tmp_path / "data", count=2, seed=5)
+        made = make(dataset, tmp_path / "data", count=2, seed=5, grain=8)
         out = tmp_path / "out"
         arguments = ["--dataset", dataset, "--root", str(made.root), "--protocol", protocol]
         arguments += ["--save-predictions", "--output", str(out), "--model", "tiny-emoji"]
@@ -229,5 +254,5 @@ def check(model: GEMPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(("protocol", "dataset"), CASES)
 def test_labels_and_miou(protocol: str, dataset: str, check: Check) -> None:
     agreement, reported, counted = check(protocol, dataset)
-    assert agreement >= 0.999
-    assert reported == pytest.approx(counted, abs=2e-3)
+    assert agreement >= 0.9998
+    assert reported == pytest.approx(counted, abs=5e-4)
