@@ -117,7 +117,7 @@ class Tokenizer:
         """Cleaned text of token ids: lower case, one space between words.
 
         Start tokens are left out and reading stops at the first end token, so a row of `__call__`
-        decodes as it is. Bytes that are no valid UTF-8 (a text cut within a character) give the
+        decodes as it is. Bytes that are not valid UTF-8 (a text cut within a character) give the
         replacement character.
 
         Raises:

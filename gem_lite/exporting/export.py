@@ -206,7 +206,7 @@ def _check(
         if background is not None or threshold is not None:
             raise ValueError(f"background and threshold are for 'labels'; outputs is {outputs!r}")
         if grouped := [word for word in words or () if not isinstance(word, str)]:
-            raise ValueError(f"{grouped[0]!r} is no word; lists of synonyms are for 'labels'")
+            raise ValueError(f"{grouped[0]!r} is not a word; lists of synonyms are for 'labels'")
     network = model.network
     own = type(network).encode_image is not GEMNetwork.encode_image
     if own or "encode_image" in vars(network):

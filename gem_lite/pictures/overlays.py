@@ -148,12 +148,12 @@ def label_overlay(
     resized = Image.fromarray(numbers.astype(np.int32)).resize(
         (width, height), Image.Resampling.NEAREST
     )
-    shown = np.asarray(resized)
+    labelled = np.asarray(resized)
     colours = np.array([(0, 0, 0), *map(label_colour, range(len(names)))], dtype=np.float32) / 255
     tint = np.float32(alpha) * colours  # of each label
-    kept = np.array([1, *[1 - alpha] * len(names)], dtype=np.float32)  # share of the picture
-    pixels = pixels * kept[shown][..., None]
-    pixels += tint[shown]
+    opacity = np.array([1, *[1 - alpha] * len(names)], dtype=np.float32)  # share of the picture
+    pixels = pixels * opacity[labelled][..., None]
+    pixels += tint[labelled]
     pixels *= 255
     picture = Image.fromarray(pixels.round(out=pixels).astype(np.uint8))
     return _with_legend(picture, names)

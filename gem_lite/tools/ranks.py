@@ -29,7 +29,7 @@ class Rank(NamedTuple):
 def this_rank() -> Rank:
     """From RANK, WORLD_SIZE and LOCAL_RANK; 0 of 1 when they are not set.
 
-    Raises ValueError when they are no numbers that fit each other.
+    Raises ValueError when they are not numbers that fit each other.
     """
     try:
         world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -30,7 +30,7 @@ gem-lite heatmap {demo} --prompts fish --format sheet npz --json
 FORMATS = ("sheet", "overlays", "maps", "npz")
 
 
-class _Found(NamedTuple):
+class _Maps(NamedTuple):
     """What the model says of one picture."""
 
     loaded: Loaded
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     with torch.inference_mode():
         text = model.encode_text(words, templates=templates)
 
-    def work(group: list[Loaded]) -> list[_Found]:
+    def work(group: list[Loaded]) -> list[_Maps]:
         images = torch.stack([each.tensor for each in group])
         with torch.inference_mode():
             maps, present = maps_and_presence(
@@ -120,10 +120,10 @@ def run(args: argparse.Namespace) -> int:
                 labels = list(segmented.labels)
             heat = min_max(maps) if args.own_scale else common_scale(maps, present)
         shares = (each.cpu() for each in (maps, heat, present))
-        return list(map(_Found, group, *shares, labels))
+        return list(map(_Maps, group, *shares, labels))
 
-    def write(found: _Found, source: Input) -> dict[str, Any]:
-        loaded, maps, heat, present, labels = found
+    def write(result: _Maps, source: Input) -> dict[str, Any]:
+        loaded, maps, heat, present, labels = result
         shown = reduced(loaded.picture, LARGEST_SHOWN if "overlays" in writers else LARGEST_TILE)
         tiles = word_tiles(shown, words, heat, present.tolist())
         if labels is not None:
