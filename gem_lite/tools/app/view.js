@@ -52,6 +52,13 @@ export class View {
 
   row(name) { return this.answer.prompts.indexOf(name); }
 
+  // What is looked at until somebody chooses: the word that is most probably in the picture.
+  likeliest(names) {
+    const { presence } = this.sides.at(-1);
+    const higher = (best, name) => (presence[this.row(name)] > presence[this.row(best)] ? name : best);
+    return names.reduce(higher, names[0] ?? null);
+  }
+
   // The methods from left to right; one where nothing is compared.
   get sides() {
     return this.settings().compare ? this.answer.methods : this.answer.methods.slice(-1);
@@ -111,7 +118,7 @@ export class View {
   draw() {
     if (!this.answer) return;
     const names = this.shown.map((item) => item.name);
-    if (!names.includes(this.selected)) this.selected = names[0] ?? null;
+    if (!names.includes(this.selected)) this.selected = this.likeliest(names);
     const seen = this.settings().view === "labels";
     const palette = [[0, 0, 0, 0], ...this.shown.map((item) => [...this.words.colours[item.colour], 255])];
     this.layers = this.sides.map((method) => {
