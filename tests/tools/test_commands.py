@@ -87,7 +87,7 @@ def test_a_picture_that_is_too_much_for_the_model_is_skipped(
         "heatmap", "photos/a-long.png", "photos/a.png", "--prompts", "cat", "--size", "64"
     )
     assert code == 1 and out.split() == [str(Path("heatmaps/a.png"))]
-    assert "a-long.png: 20000 x 10 pixels at a short side of 64 are too many" in err
+    assert "a-long.png: 20000 x 10 pixels at a short side of 64 pixels is too large" in err
 
     # Memory that runs out, as torch says it.
     real = Call.images
@@ -184,7 +184,7 @@ SEGMENT_MISTAKES = {
     "a window without pixels": (["--window", "0"], "--window is 0; expected at least 1"),
     "a window beyond memory": (["--size", "4096", "--window", "100000"], "--window is 100000"),
     "too many windows": (["--size", "20000", "--window", "64"], "windows, too many for memory"),
-    "a size beyond memory": (["--size", "20000"], "a short side of 20000 are too many"),
+    "a size beyond memory": (["--size", "20000"], "a short side of 20000 pixels is too large"),
     "a format": (["--format", "tiff"], "invalid choice: 'tiff'"),
     "background": (["--background", " "], "--background has an empty word"),
     "threshold": (["--threshold", "1.5"], "expected a probability"),

@@ -189,8 +189,8 @@ def check_work(args: argparse.Namespace, sides: tuple[int, int], model: GEMPredi
     if window is None:
         if short * long > MOST_PATCHES * patch**2:
             raise ValueError(
-                f"{shape}a short side of {short} are too many for the model; leave out --size, or"
-                " make it smaller"
+                f"{shape}a short side of {short} pixels is too large for the model; leave out"
+                " --size, or make it smaller"
             )
         return
     if min(window, short) * min(window, long) > MOST_PATCHES * patch**2:
@@ -199,8 +199,8 @@ def check_work(args: argparse.Namespace, sides: tuple[int, int], model: GEMPredi
     count = count_windows((short, long), window, args.stride)
     if count * min(window, short) * min(window, long) > MOST_IN_WINDOWS * patch**2:
         raise ValueError(
-            f"{shape}a short side of {short} are {count} windows, too many for memory; make --size"
-            " smaller or --stride larger"
+            f"{shape}a short side of {short} pixels makes {count} windows, too many for memory;"
+            " make --size smaller or --stride larger"
         )
 
 
