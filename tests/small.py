@@ -29,9 +29,12 @@ CONFIG = ModelConfig(
 GEM = GEMConfig(blocks=2)
 
 
-def small_network(gem: GEMConfig = GEM, *, seed: int = 0, **image: Any) -> GEMNetwork:
+def small_network(
+    gem: GEMConfig = GEM, *, seed: int = 0, text_layers: int = 2, **image: Any
+) -> GEMNetwork:
     """The network in eval mode; `image` replaces fields of the image tower's configuration."""
-    config = replace(CONFIG, image=replace(CONFIG.image, **image))
+    text = replace(CONFIG.text, layers=text_layers)
+    config = replace(CONFIG, image=replace(CONFIG.image, **image), text=text)
     network = GEMNetwork(config, gem)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -61,9 +64,9 @@ def small_header(**changes: Any) -> Header:
     return replace(header, **changes)
 
 
-def small_model(gem: GEMConfig = GEM, *, seed: int = 0, **image: Any) -> GEMPredictor:
+def small_model(gem: GEMConfig = GEM, *, seed: int = 0, **changes: Any) -> GEMPredictor:
     """What `create_gem_model` returns, in eval mode."""
-    network = small_network(gem, seed=seed, **image)
+    network = small_network(gem, seed=seed, **changes)
     text = network.config.text
     tokenizer = Tokenizer(vocab_size=text.vocab, context_length=text.context)
     header = small_header(config=network.config, gem=gem)
