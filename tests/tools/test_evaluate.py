@@ -344,6 +344,24 @@ def test_text_is_encoded_once(
 # ---- killed and gone on with
 
 
+def dying(after: int, task: Callable[..., Any] = evaluation.pixel_task) -> Callable[..., Any]:
+    """The task of a run that is interrupted after so many pictures."""
+
+    def build(*a: Any, **k: Any) -> Any:
+        whole = task(*a, **k)
+        left = [after]
+
+        def score(index: int, loaded: Any) -> torch.Tensor:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return whole.score(index, loaded)
+
+        return running.Task(whole.names, whole.shape, whole.load, score)
+
+    return build
+
+
 def test_a_killed_run_goes_on(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,23 +369,6 @@ def test_a_killed_run_goes_on(
     arguments = ["--dataset", "folder", "--root", folder, *QUICK, "--save-every", "0"]
     assert run(*arguments, "--output", tmp_path / "whole")[0] == 0
     out = tmp_path / "parts"
-    task = evaluation.pixel_task
-
-    def dying(after: int) -> Callable[..., Any]:
-        def build(*a: Any, **k: Any) -> Any:
-            whole = task(*a, **k)
-            left = [after]
-
-            def score(index: int, loaded: Any) -> torch.Tensor:
-                if not left[0]:
-                    raise KeyboardInterrupt
-                left[0] -= 1
-                return whole.score(index, loaded)
-
-            return running.Task(whole.names, whole.shape, whole.load, score)
-
-        return build
-
     monkeypatch.setattr(evaluation, "pixel_task", dying(3))
     assert run(*arguments, "--output", out)[0] == 130
     assert len(running.read_partial(out / "partial-0.npz", key_of(out), (7, 7)).done) == 3
@@ -533,34 +534,50 @@ def torchrun(processes: int, arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def test_processes_give_the_same_numbers(run: Run, folder: Path, tmp_path: Path) -> None:
-    base = ["--dataset", "folder", "--root", str(folder), *QUICK]
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process writes of the folder, with one thread as torchrun gives each process."""
+    out = tmp_path_factory.mktemp("whole") / "out"
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as torchrun gives each process: sums round the same way
+    torch.set_num_threads(1)  # sums round the same way
     try:
-        assert run(*base, "--output", tmp_path / "1")[0] == 0
+        arguments = ["--dataset", "folder", "--root", str(folder), *QUICK, *MODEL]
+        assert main(["evaluate", *arguments, "--output", str(out)]) == 0
     finally:
         torch.set_num_threads(threads)
-    expected = (tmp_path / "1" / "result.json").read_bytes()
-    for processes in (2, 3):
-        out = tmp_path / str(processes)
-        done = torchrun(processes, [*base, "--output", str(out)])
-        text, err = done.communicate(timeout=200)
-        assert done.returncode == 0, err
-        assert text.count("miou") == 1  # one process reports
-        assert json.loads((out / "speed.json").read_text())["processes"] == processes
-        assert (out / "result.json").read_bytes() == expected
+    return out
+
+
+def test_processes_give_the_same_numbers(
+    run: Run, folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 processes go on where one was stopped, and write the very same file."""
+    arguments = ["--dataset", "folder", "--root", str(folder), *QUICK, "--save-every", "0"]
+    arguments += ["--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "pixel_task", dying(3))
+        assert run(*arguments)[0] == 130
+    text, err = (job := torchrun(2, arguments)).communicate(timeout=200)
+    assert job.returncode == 0, err
+    assert text.count("miou") == 1  # one process reports
+    assert "continues: 3 of 8 pictures are done" in err
+    out = tmp_path / "out"
+    assert json.loads((out / "speed.json").read_text())["processes"] == 2
+    assert (out / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+    assert not list(out.glob("partial*"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds a process by Linux's /proc")
-def test_a_process_that_is_killed_ends_the_run(run: Run, folder: Path, tmp_path: Path) -> None:
-    """kill -9 of one of 2 while the other waits for it; 3 processes go on to the same numbers."""
+def test_a_process_that_is_killed_ends_the_run(
+    run: Run, folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    """kill -9 of one of 2 while the other waits for it; one process goes on to the same numbers."""
     root, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(folder, root)
     arguments = ["--dataset", "folder", "--root", str(root), *QUICK, "--save-every", "0"]
     arguments += ["--output", str(out)]
     held = sorted((root / "images").iterdir())[3]  # the second one's second picture
-    whole = held.read_bytes()
+    content = held.read_bytes()
     held.unlink()
     os.mkfifo(held)  # whoever reads it waits for ever
     job = torchrun(2, arguments)
@@ -585,19 +602,11 @@ def test_a_process_that_is_killed_ends_the_run(run: Run, folder: Path, tmp_path:
     ), err
     assert not (out / "result.json").exists()
     held.unlink()
-    held.write_bytes(whole)
-    job = torchrun(3, arguments)
-    _, err = job.communicate(timeout=200)
-    assert job.returncode == 0, err
-    assert "continues: 5 of 8 pictures are done" in err
+    held.write_bytes(content)
+    code, _, err = run(*arguments)
+    assert code == 0 and "continues: 5 of 8 pictures are done" in err
     assert not list(out.glob("partial*"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert run(*arguments[:-1], tmp_path / "1")[0] == 0
-    finally:
-        torch.set_num_threads(threads)
-    assert result_of(out)["counts"] == result_of(tmp_path / "1")["counts"]
+    assert result_of(out)["counts"] == result_of(whole)["counts"]
 
 
 def process_of_rank(rank: int, launcher: int) -> int:
