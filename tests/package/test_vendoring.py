@@ -35,9 +35,8 @@ THEIRS = [
     "wcwidth",
 ]
 
-# Arguments: folder, name of the package. Makes a small model from random weights, gets its maps,
-# draws them, saves, loads, and lists the files of ours that were in use.
-USE = """
+# Arguments: folder, name of the package, packages that there are.
+GUARD = """
 import sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 
@@ -56,18 +55,25 @@ sys.meta_path[:] = [BuiltinImporter, FrozenImporter, OnlyAllowed()]
 sys.path.insert(0, folder)
 
 import importlib
+from pathlib import Path
+
+gem = importlib.import_module(name)
+assert Path(gem.__file__).parent == Path(folder, name), gem.__file__
+cli = importlib.import_module(name + ".tools.cli")
+"""
+
+# Makes a small model from random weights, gets its maps, draws them, saves, loads, and names the
+# file of the tokenizer.
+USE = f"""{GUARD}
 import os
 import pickle
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
-gem = importlib.import_module(name)
 import torch
 from PIL import Image
 
 torch.set_num_threads(1)
-assert Path(gem.__file__).parent == Path(folder, name), gem.__file__
 known = gem.ARCHITECTURES["ViT-B/32"]
 small = replace(
     known,
@@ -89,7 +95,6 @@ with tempfile.TemporaryDirectory() as out:
         assert torch.equal(again(image, words), maps)
         assert torch.equal(pickle.loads(pickle.dumps(again))(image, words), maps)
     assert gem.get_tokenizer("ViT-B/32")("a cat").tolist()[0][:4] == [49406, 320, 2368, 49407]
-    cli = importlib.import_module(name + ".tools.cli")
     assert cli.main(["models"]) == 0
     assert cli.main(["heatmap", out, "--prompts", "cat"]) == 2
 print("merges:", importlib.import_module(name + ".tokenizer").find_merges())
@@ -97,8 +102,17 @@ if name != "gem_lite":
     assert "gem_lite" not in sys.modules
 """
 
+# What needs no PyTorch, which takes a second to import.
+TOKENIZE = f"""{GUARD}
+tokenizer = importlib.import_module(name + ".tokenizer")
+assert tokenizer.Tokenizer().encode("a cat") == [320, 2368]
+assert cli.main(["models"]) == 0
+print("merges:", tokenizer.find_merges())
+assert not {{"torch", "gem_lite"}} & {{*sys.modules}}
+"""
 
-def use(folder: Path, name: str) -> str:
+
+def use(folder: Path, name: str, code: str = USE) -> str:
     """Run it in an empty folder, without user packages and environment variables."""
     empty = folder.parent / "elsewhere"
     empty.mkdir(exist_ok=True)
@@ -109,7 +123,7 @@ def use(folder: Path, name: str) -> str:
         **{key: os.environ[key] for key in ("SYSTEMROOT", "TEMP") if key in os.environ},
     }
     done = subprocess.run(
-        [sys.executable, "-I", "-B", "-c", USE, str(folder), name, *CORE, *THEIRS],
+        [sys.executable, "-I", "-B", "-c", code, str(folder), name, *CORE, *THEIRS],
         cwd=empty,
         env=environment,
         capture_output=True,
@@ -119,7 +133,7 @@ def use(folder: Path, name: str) -> str:
     assert done.returncode == 0, done.stderr
     # Only what a weight file's digest was, for the next load.
     assert {path.name for path in empty.iterdir()} <= {".cache"}
-    assert "gem-lite: no pictures in the folder" in done.stderr
+    assert code is not USE or "gem-lite: no pictures in the folder" in done.stderr
     return done.stdout
 
 
@@ -131,22 +145,11 @@ def test_a_copy_under_another_name(tmp_path: Path) -> None:
     """By hand, the tokenizer's data beside it; `gem-lite vendor` puts them inside."""
     folder = tmp_path / "project"
     copy_package(folder / "vendored_gem")
+    with pytest.raises(AssertionError, match=r"no merges file at .*tokenizer/ folder"):
+        use(folder, "vendored_gem", TOKENIZE)
     shutil.copytree(ROOT / "tokenizer", folder / "tokenizer")
-    assert f"merges: {folder / 'tokenizer' / 'bpe_merges.txt.gz'}" in use(folder, "vendored_gem")
-
-
-def test_a_copy_without_the_tokenizers_data_says_what_is_missing(tmp_path: Path) -> None:
-    copy_package(tmp_path / "vendored_gem")
-    code = "import vendored_gem; vendored_gem.get_tokenizer('ViT-B/16')"
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "no merges file at" in done.stderr and "tokenizer/ folder" in done.stderr
+    merges = folder / "tokenizer" / "bpe_merges.txt.gz"
+    assert f"merges: {merges}" in use(folder, "vendored_gem", TOKENIZE)
 
 
 def test_the_guard_refuses(tmp_path: Path) -> None:
@@ -195,25 +198,41 @@ def vendor(*arguments: str) -> int:
     return main(["vendor", *arguments])
 
 
+@pytest.fixture(scope="module")
+def method_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the method alone, as `copied`; not to be written to."""
+    folder = tmp_path_factory.mktemp("method")
+    assert vendor(str(folder), "--part", "method", "--name", "copied") == 0
+    return folder
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bytes]]:
+    """No copy is imported, which takes seconds; instead, what each would have been."""
+    copies: list[dict[str, bytes]] = []
+    monkeypatch.setattr(command, "check", lambda copy, part: copies.append(contents(copy)))
+    return copies
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_the_method_alone(tmp_path: Path) -> None:
-    assert vendor(str(tmp_path), "--part", "method", "--name", "maps_of_clip") == 0
-    assert not list(tmp_path.glob(".*")) and not list(tmp_path.rglob("__pycache__"))
-    command = [sys.executable, "-I", "-B", "-c", TENSORS, str(tmp_path), "maps_of_clip"]
+def test_the_method_alone(method_copy: Path) -> None:
+    assert not list(method_copy.glob(".*")) and not list(method_copy.rglob("__pycache__"))
+    command = [sys.executable, "-I", "-B", "-c", TENSORS, str(method_copy), "copied"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_model_and_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_model_and_its_record(tmp_path: Path, unchecked: list[dict[str, bytes]]) -> None:
     assert vendor(str(tmp_path / "deep" / "er"), "--name", "seen") == 0
     copy = tmp_path / "deep" / "er" / "seen"
     files = contents(copy)
     assert "factory.py" in files and not any(name.startswith("tools") for name in files)
     record = files["VENDOR.md"].decode()
+    assert unchecked == [{name: data for name, data in files.items() if name != "VENDOR.md"}]
     for name, data in files.items():
         if name != "VENDOR.md":
             assert f"| `{name}` | `{hashlib.sha256(data).hexdigest()}` |" in record
@@ -231,11 +250,13 @@ def test_all_of_it_works(tmp_path: Path) -> None:
 
 
 def test_a_later_run_shows_local_changes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method_copy: Path,
+    tmp_path: Path,
+    unchecked: list[dict[str, bytes]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [str(tmp_path), "--part", "method", "--name", "copied"]
-    assert vendor(*arguments) == 0
-    copy = tmp_path / "copied"
+    copy = shutil.copytree(method_copy / "copied", tmp_path / "copied")
     shipped = contents(copy)
     assert vendor(str(tmp_path), "--name", "copied") == 0  # nothing was changed; the same part
     assert contents(copy) == shipped
@@ -252,13 +273,18 @@ def test_a_later_run_shows_local_changes(
     assert vendor(*arguments, "--force") == 0
     assert "+# ours" in capsys.readouterr().out
     assert contents(copy) == {**shipped, "mine.py": b"A = 1\n"}
+    (again, forced), mine = unchecked, {"mine.py": b"A = 1\n"}
+    assert {**again, "VENDOR.md": shipped["VENDOR.md"]} == shipped and forced == again | mine
 
 
 def test_a_copy_that_cannot_be_imported_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    method_copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [str(tmp_path), "--part", "method", "--name", "copied"]
-    assert vendor(*arguments) == 0
+    shutil.copytree(method_copy / "copied", tmp_path / "copied")
     before = contents(tmp_path)
     broken = tmp_path.parent / f"{tmp_path.name}-broken.py"
     broken.write_text("import safetensors\n")
@@ -319,15 +345,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Large files that a user may keep in weights/ are not for the wheel.
     (source / "weights" / "ViT-B-16-openai.safetensors").write_bytes(b"large")
     out = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), str(source))
+    code = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    python("-c", code, str(out), cwd=source)  # which is what pip calls
     (path,) = out.iterdir()
     return path
 
 
-def pip(*arguments: str) -> None:
+def python(*arguments: str, cwd: Path) -> None:
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "-q", "--no-cache-dir", *arguments],
+        [sys.executable, *arguments],
+        cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,
@@ -370,7 +398,8 @@ def test_what_the_wheel_carries(wheel: Path) -> None:
 def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     """Its data lie in a folder of their own, where none has the name of a module."""
     folder = tmp_path / "site"
-    pip("install", "--no-deps", "--no-index", "--no-compile", "--target", str(folder), str(wheel))
+    options = ["--no-deps", "--no-index", "--no-cache-dir", "--no-compile", "--target", str(folder)]
+    python("-m", "pip", "install", "-q", *options, str(wheel), cwd=tmp_path)
     merges = folder / "gem_lite" / "data" / "tokenizer" / "bpe_merges.txt.gz"
     assert f"merges: {merges}" in use(folder, "gem_lite")
     # From there `gem-lite vendor` takes the same files as from a checkout, part by part.
