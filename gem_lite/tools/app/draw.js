@@ -21,10 +21,9 @@ export function coloured(size, values, palette) {
   const layer = canvas(size.width, size.height);
   const context = layer.getContext("2d");
   const image = context.createImageData(size.width, size.height);
-  const colours = new Uint8ClampedArray(palette.flat());
-  for (let i = 0; i < values.length; i += 1) {
-    for (let k = 0; k < 4; k += 1) image.data[4 * i + k] = colours[4 * values[i] + k];
-  }
+  const colours = new Uint32Array(new Uint8ClampedArray(palette.flat()).buffer);
+  const whole = new Uint32Array(image.data.buffer); // a pixel at a time, not a byte
+  for (let i = 0; i < values.length; i += 1) whole[i] = colours[values[i]];
   context.putImageData(image, 0, 0);
   return layer;
 }

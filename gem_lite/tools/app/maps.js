@@ -58,11 +58,11 @@ export function at(map, grid, x, y) {
 
 export function extent(values) {
   let low = Infinity, high = -Infinity;
-  for (const value of values) {
-    if (value < low) low = value;
-    if (value > high) high = value;
+  for (let i = 0; i < values.length; i += 1) {
+    if (values[i] < low) low = values[i];
+    if (values[i] > high) high = values[i];
   }
-  return [low, high];
+  return { low, high };
 }
 
 // Labels of all pixels: 0 = background, k + 1 = the k-th of `words`; and how many each has.

@@ -24,7 +24,7 @@ export async function prepared(content, about) {
     title: about.methods.find((method) => method.name === name).title,
     scores: decoded(scores, content.grid),
     presence, // of each word, from 0 to 1
-    maps: new Map(), // upsampled, by row
+    maps: new Map(), // upsampled, by row: { values, low, high }
     layers: new Map(), // the same in colours, by word and scale
   }));
   return { ...content, image, methods, small: fitted(content.size, MAP) };
@@ -72,30 +72,34 @@ export class View {
 
   map(method, name) {
     const row = this.row(name), { grid, small } = this.answer;
-    if (!method.maps.has(row)) method.maps.set(row, upsampled(method.scores[row], grid, small));
+    if (!method.maps.has(row)) {
+      const values = upsampled(method.scores[row], grid, small);
+      method.maps.set(row, { values, ...extent(values) });
+    }
     return method.maps.get(row);
   }
 
   // Lowest and highest score of a word's map, or of all words' where they share a scale.
   range(method, name) {
     const names = this.settings().common ? this.shown.map((item) => item.name) : [name];
-    const ends = names.map((each) => extent(this.map(method, each)));
-    return [Math.min(...ends.map(([low]) => low)), Math.max(...ends.map(([, high]) => high))];
+    const maps = names.map((each) => this.map(method, each));
+    return [Math.min(...maps.map(({ low }) => low)), Math.max(...maps.map(({ high }) => high))];
   }
 
   heat(method, name) {
-    const map = this.map(method, name), [low, high] = this.range(method, name);
+    const { values } = this.map(method, name), [low, high] = this.range(method, name);
     // On one scale, what is probably not in the picture fades.
     const strength = this.settings().common ? method.presence[this.row(name)] : 1;
     const key = `${name} ${low} ${high} ${strength}`;
-    if (!method.layers.has(key)) method.layers.set(key, this.painted(map, low, high, strength));
+    if (!method.layers.has(key)) method.layers.set(key, this.painted(values, low, high, strength));
     return method.layers.get(key);
   }
 
-  painted(map, low, high, strength) {
+  painted(values, low, high, strength) {
     const unit = high - low > 1e-6 ? (255 * strength) / (high - low) : 0;
-    const values = Uint8Array.from(map, (value) => Math.round((value - low) * unit));
-    return coloured(this.answer.small, values, this.about.colours.map((colour) => [...colour, 255]));
+    const shades = new Uint8Array(values.length);
+    for (let i = 0; i < values.length; i += 1) shades[i] = Math.round((values[i] - low) * unit);
+    return coloured(this.answer.small, shades, this.about.colours.map((colour) => [...colour, 255]));
   }
 
   labels(method, size) {
@@ -179,7 +183,7 @@ export class View {
       const total = this.answer.small.width * this.answer.small.height;
       note.textContent = seen && counts
         ? `${((100 * counts[index + 1]) / total).toFixed(1)} %`
-        : `${percent(method.presence[this.row(item.name)])} here, highest ${extent(this.map(method, item.name))[1].toFixed(3)}`;
+        : `${percent(method.presence[this.row(item.name)])} here, highest ${this.map(method, item.name).high.toFixed(3)}`;
       note.title = "How probably it is in the picture, and its highest score";
       name.append(this.swatch(item), text, note);
       button.append(picture, name);
