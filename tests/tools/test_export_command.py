@@ -18,10 +18,16 @@ from gem_lite.tools.cli import main
 pytestmark = tracing
 
 ROOT = Path(__file__).parents[2]
-MODEL = ["--model", "tiny-emoji", "--pretrained", "v1"]
 SHALLOW = ["--gem-depth", "2"]  # traced sooner
 FORMAT = ["--format", "maps"]
 PICTURE = str(ROOT / "weights" / "demo.png")
+
+
+@pytest.fixture(scope="module")
+def model(weights: Path) -> list[str]:
+    """The arguments that name the small random model."""
+    return ["--model", "small", "--pretrained", str(weights)]
+
 
 # Packages that a program around an exported file does not have.
 WITHOUT_TORCH = """
@@ -35,13 +41,17 @@ runpy.run_path(program)
 
 
 def test_the_example_gives_the_same_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """An image of 240 x 320 pixels, so that heights and widths cannot be taken for each other."""
     monkeypatch.chdir(tmp_path)
     words = ["fish", "drum"]
     Image.open(PICTURE).convert("RGB").resize((320, 240)).save("picture.png")
-    assert main(["export", "maps.onnx", *MODEL, *SHALLOW, "-p", *words, "--json"]) == 0
+    size = ["--size", "64"]  # the model's own, which heatmap takes by itself
+    assert main(["export", "maps.onnx", *model, *SHALLOW, *size, "-p", *words, "--json"]) == 0
     out, err = capsys.readouterr()
     said = json.loads(out)
     assert said["output"] == "maps.onnx" and said["words"] == words and err == ""
@@ -49,7 +59,7 @@ def test_the_example_gives_the_same_pictures(
     program = str(ROOT / "examples" / "run_exported.py")
     command = [sys.executable, "-c", WITHOUT_TORCH, program, "maps.onnx", "picture.png", "theirs"]
     subprocess.run(command, check=True)
-    assert main(["heatmap", "picture.png", *MODEL, *SHALLOW, *FORMAT, "-p", *words]) == 0
+    assert main(["heatmap", "picture.png", *model, *SHALLOW, *FORMAT, "-p", *words]) == 0
     theirs = sorted(Path("theirs").glob("*.png"))
     ours = {path.stem.split("-")[-1]: path for path in Path().glob("heatmaps/maps/picture/*.png")}
     assert [path.stem for path in theirs] == sorted(words) and len(ours) == 2
@@ -60,9 +70,9 @@ def test_the_example_gives_the_same_pictures(
         assert np.ptp(a) == 255
 
 
-def test_what_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_said(model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "labels.pt2"
-    arguments = ["export", str(path), *MODEL, "-p", "fish", "drum|drum kit", "--outputs", "labels"]
+    arguments = ["export", str(path), *model, "-p", "fish", "drum|drum kit", "--outputs", "labels"]
     assert main([*arguments, "--size", "64", "96", "--gem-depth", "2"]) == 0
     out, _ = capsys.readouterr()
     assert out.startswith(f"{path}: ") and "labels of 2 words, pictures of 64 x 96 (h x w)" in out
@@ -84,17 +94,19 @@ for word in sys.argv[1:]:
 """
 
 
-def test_new_words_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_words_without_torch(
+    model: list[str], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The text tower's file and our tokenizer, which needs ftfy and regex only."""
     monkeypatch.chdir(tmp_path)
-    assert main(["export", "text.onnx", *MODEL, "--outputs", "text"]) == 0
+    assert main(["export", "text.onnx", *model, "--outputs", "text"]) == 0
     words = ["fish", "a very big drum"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", NEW_WORDS, *words]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     theirs = torch.tensor([json.loads(line) for line in done.stdout.splitlines()])
     with torch.no_grad():
-        ours = gem_lite.create_gem_model("tiny-emoji", "v1").encode_text(words)[0]
+        ours = gem_lite.create_gem_model("small", weights).encode_text(words)[0]
     assert theirs.shape == ours.shape
     assert (theirs - ours).abs().max() <= 1e-4
 
@@ -114,12 +126,13 @@ def test_new_words_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_mistakes(
     arguments: list[str],
     message: str,
+    model: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["export", *arguments, *MODEL]) == 2
+    assert main(["export", *arguments, *model]) == 2
     out, err = capsys.readouterr()
     assert out == "" and message in err and len(err.splitlines()) == 1, err
     assert not list(tmp_path.iterdir())
