@@ -306,7 +306,9 @@ def test_verify_all(
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Gives one file to everybody, slowly."""
+    """Gives one file to everybody, after so many seconds."""
+
+    delay = 0.0
 
     def __init__(self, content: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -320,7 +322,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests += 1
-        time.sleep(0.3)
+        time.sleep(self.server.delay)
         self.send_response(200)
         self.send_header("Content-Length", str(len(self.server.content)))
         self.end_headers()
@@ -388,6 +390,7 @@ print(model.header.verified)
 def test_two_processes_convert_once(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    server.delay = 0.3  # so that the second asks while the first one fetches
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", CONVERTS, str(ROOT / "tests"), server.url],

@@ -107,6 +107,12 @@ def golden_tower(original: bool) -> Tower:
     return model_a(*(("gelu", 1e-6) if original else ()), dtype=torch.float32)
 
 
+@cache
+def golden_encoder(method: Method, original: bool = False) -> ImageEncoder:
+    """Shared by all tests: not to be changed."""
+    return encoder(golden_tower(original), method)
+
+
 def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
@@ -120,7 +126,7 @@ CASES = [(name, size) for name in GOLDEN for size in SIZES if f"{name}/{size}/fe
 
 @torch.no_grad()
 def encode(name: str, size: str, method: Method) -> tuple[ImageEncoder, Tensor, ImageFeatures]:
-    visual = encoder(golden_tower(name == "maskclip_original"), method)
+    visual = golden_encoder(method, name == "maskclip_original")
     image = picture(size, torch.float32)[None]
     return visual, image, visual(image)
 
@@ -317,7 +323,7 @@ def test_a_method_is_a_short_file(file: Path) -> None:
 @torch.no_grad()
 def test_batches_are_their_images(name: str, size: tuple[int, int]) -> None:
     method = make_method(name)
-    visual = encoder(golden_tower(False), method)
+    visual = golden_encoder(method)
     images = torch.stack([random_picture(f"b{i}", size, dtype=torch.float32) for i in range(3)])
     words = texts(dtype=torch.float32)
     together = visual(images)
@@ -361,8 +367,8 @@ def test_gradients(name: str) -> None:
 def test_the_clip_stream_is_clips(name: str) -> None:
     """Whatever the gem stream does, CLIP's own stays what it is at the native size."""
     image = picture("native", torch.float32)[None]
-    plain = encoder(golden_tower(False), make_method("clip"))(image).clip
-    assert error(encoder(golden_tower(False), make_method(name))(image).clip, plain) <= 1e-6
+    plain = golden_encoder(make_method("clip"))(image).clip
+    assert error(golden_encoder(make_method(name))(image).clip, plain) <= 1e-6
 
 
 @pytest.mark.parametrize(

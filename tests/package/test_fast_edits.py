@@ -341,7 +341,7 @@ def compiled_forward(model: GEMPredictor, backend: Any) -> None:
 @pytest.mark.parametrize(
     "compile_", [compiled_tower, compiled_in_place, compiled_parts, compiled_forward]
 )
-def test_compiled_parts(compile_: Callable[[GEMPredictor, Any], None], model: GEMPredictor) -> None:
+def test_compiled_parts(compile_: Callable[[GEMPredictor, Any], None]) -> None:
     """One graph without a break, of PyTorch's operators, and compiled once."""
     graphs = []
 
@@ -351,6 +351,7 @@ def test_compiled_parts(compile_: Callable[[GEMPredictor, Any], None], model: GE
 
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+    model = small_model(GEMConfig(blocks=1), layers=2)
     images = random_images(1, *LARGE)
     expected = model.encode_image(images).gem
     compile_(model, backend)
@@ -362,9 +363,10 @@ def test_compiled_parts(compile_: Callable[[GEMPredictor, Any], None], model: GE
 
 
 @tracing
-def test_the_whole_model_compiled(model: GEMPredictor) -> None:
+def test_the_whole_model_compiled() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+    model = small_model(GEMConfig(blocks=1), layers=2)
     images, text = random_images(1, *LARGE), torch.randn(2, CONFIG.embed)
     expected = model(images, text)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
