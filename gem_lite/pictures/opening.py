@@ -66,6 +66,8 @@ def open_picture(
         raise PictureError(f"{label} is not a picture that Pillow can read") from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"{label} is too large: {error}") from error
+    except MemoryError as error:
+        raise PictureError(f"{label} needs more memory than there is: make it smaller") from error
     except Exception as error:  # a damaged file breaks its decoder in every way there is
         raise PictureError(f"{label} cannot be read as a picture ({error})") from error
 

@@ -44,34 +44,43 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 # Files may grow to so many bytes, which writing meets as it meets a full disk.
 FULL = """
-import resource, sys
+import contextlib, io, json, resource, sys
 from gem_lite.tools.cli import main
 from gem_lite.tools import progress
 progress.FIRST_LINE = progress.FIRST_STEP = float("inf")
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-sys.exit(main(sys.argv[1:]))
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = main(arguments)
+    print(json.dumps([code, errors.getvalue()]))
 """
 
 
-@pytest.mark.parametrize("command", ["heatmap", "segment", "convert", "demo"])
-def test_full_disk(folder: Path, weights: Path, command: str) -> None:
-    (folder / "out").mkdir()
-    output = {"heatmap": "out/a.png", "segment": "out/overlay/a.png"}.get(command, "out/file.png")
-    options = {
-        "convert": ["--model", "small", "--pretrained", "x", "--source", str(weights)],
-        "demo": [],
-    }.get(command, ["a.png", "--prompts", "cat", "--pretrained", str(weights)])
-    options += ["--output", "out" if command in ("heatmap", "segment") else output]
-    assert main([command, *options]) == 0
+def test_full_disk(folder: Path, weights: Path) -> None:
+    picture = ["a.png", "--prompts", "cat", "--pretrained", str(weights), "--output"]
+    convert = ["--model", "small", "--pretrained", "x", "--source", str(weights), "--output"]
+    commands = {
+        "heat/a.png": ["heatmap", *picture, "heat"],
+        "seg/overlay/a.png": ["segment", *picture, "seg"],
+        "convert/x.safetensors": ["convert", *convert, "convert/x.safetensors"],
+        "demo/demo.png": ["demo", "--output", "demo/demo.png"],
+    }
+    for output, command in commands.items():
+        (folder / output.partition("/")[0]).mkdir()
+        assert main(command) == 0, command
     before = contents(folder)
-    assert len(before[output]) > 4096
-    done = python(FULL, command, *options, cwd=folder)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("gem-lite: ") and "large" in line.lower()
+    done = python(FULL, json.dumps([*commands.values()]), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(answers) == len(commands)
     after = contents(folder)
-    assert set(after) == set(before) and after[output] == before[output]
-    assert main([command, *options]) == 0
+    assert set(after) == set(before)
+    for (output, command), (code, errors) in zip(commands.items(), answers, strict=True):
+        assert code == 2, (command, errors)
+        (line,) = errors.splitlines()
+        assert line.startswith("gem-lite: ") and "large" in line.lower()
+        assert len(before[output]) > 4096 and after[output] == before[output]
+        assert main(command) == 0
     assert contents(folder) == before
 
 
