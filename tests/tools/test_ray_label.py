@@ -221,5 +221,7 @@ def test_what_no_worker_can_do(cluster: str, shards: Path, tmp_path: Path) -> No
 
 
 def check_unknown(done: subprocess.CompletedProcess[str], folder: Path) -> None:
-    assert done.returncode == 2 and "unknown model 'nonsense'" in done.stderr.splitlines()[-1]
+    # Ray may still write about a worker that another test has killed.
+    lines = [line for line in done.stderr.splitlines() if "(raylet)" not in line]
+    assert done.returncode == 2 and "unknown model 'nonsense'" in lines[-1]
     assert not [*(folder / "out").rglob("*.parquet*")]
