@@ -1,8 +1,10 @@
 """The web page over HTTP: answers, limits, requests of other sites, several people at once."""
 
+import asyncio
 import base64
 import io
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -24,7 +26,7 @@ from gem_lite.pictures.opening import open_picture
 from gem_lite.tools.app.engine import Engine
 from gem_lite.tools.app.limits import Limits
 from gem_lite.tools.app.question import read_question
-from gem_lite.tools.app.server import FILES, HERE, allowed_host, configuration, create_app
+from gem_lite.tools.app.server import FILES, HERE, allowed_host, configuration, create_app, serve
 
 uvicorn = pytest.importorskip("uvicorn", reason="needs the extra app")
 LIMITS = Limits(upload_bytes=60_000, pixels=40_000, prompts=4, letters=30, waiting=20)
@@ -414,3 +416,29 @@ def test_only_known_formats_are_opened(tmp_path: Path) -> None:
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     with pytest.raises(ValueError, match="is not a picture"):
         open_picture(path)
+
+
+def test_what_is_written_is_sent_at_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The delay of small packets is off: asyncio sees to it, on sockets that it knows for TCP's."""
+    delays: list[int] = []
+
+    def answer(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        async def connect() -> None:
+            served = await asyncio.start_server(note, sock=sockets[0])
+            async with served:
+                _, writer = await asyncio.open_connection(*sockets[0].getsockname())
+                await noted.wait()
+                writer.close()
+
+        async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            delays.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            noted.set()
+            writer.close()
+
+        noted = asyncio.Event()
+        asyncio.run(connect())
+
+    monkeypatch.setattr(uvicorn.Server, "run", answer)
+    serve(create_app(engine), "127.0.0.1", 0, started=lambda address: None)
+    assert delays == [1]
