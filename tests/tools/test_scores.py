@@ -9,8 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from published import save
-from torchmetrics import JaccardIndex
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from gem_lite.tools.evaluation.confusion import confusion, scores
 from gem_lite.tools.evaluation.datasets import LayoutError
@@ -23,6 +21,10 @@ from gem_lite.tools.evaluation.protocols import ONE_TEMPLATE, PROTOCOLS, setting
 @pytest.mark.parametrize("seed", range(8))
 def test_miou_is_that_of_torchmetrics(seed: int) -> None:
     """Random label maps with pixels that are not counted, added up over pictures."""
+    # Here, for its import takes longer than these tests, in every process that collects them.
+    from torchmetrics import JaccardIndex
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
     generator = torch.Generator().manual_seed(seed)
     classes = 3 + 4 * seed
     counts = torch.zeros(classes, classes, dtype=torch.int64)
