@@ -239,7 +239,7 @@ def test_settings_of_the_host_program_stay() -> None:
     assert settings() == before
 
 
-# Page faults of five calls that need six blocks of 8 MiB each, after a first one.
+# Page faults of eleven calls that need six blocks of 8 MiB each, after a first one.
 FAULTS = """
 import os, resource, sys, torch
 from gem_lite.fast import switch as fast
@@ -250,7 +250,7 @@ for how in ("kept", "given back"):
     if how == "kept":
         fast.mode("onednn")
     seen = []
-    for _ in range(6):
+    for _ in range(12):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         blocks = [torch.empty(2**21).fill_(1.0) for _ in range(6)]
         del blocks
@@ -267,8 +267,9 @@ def test_freed_memory_is_kept() -> None:
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     kept, given_back = ([int(count) for count in line.split()] for line in done.stdout.splitlines())
     pages = 6 * 2**23 // 4096  # of one call
-    # Seen: none from the third call on. By itself malloc often settles too, but later.
-    assert sum(kept[-3:]) < 0.1 * pages
+    # Seen: none from the third call on, rarely from the fifth, and the system may reclaim one
+    # call's pages. By itself malloc often settles too, but later.
+    assert sum(count < 0.01 * pages for count in kept[-6:]) >= 4
     assert sum(kept) < sum(given_back)
 
 
