@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .overlays import GAP, drawable, heat_colours, text_size
 
-LARGEST_TILE = 480  # pixels of the longer side of a picture in a sheet of several
+LARGEST_TILE = 400  # pixels of the longer side of a picture in a sheet of several
 DIM = 0.72  # how bright the grey picture is under a map
 CLEAR, FULL = 0.3, 0.75  # below the first a map is transparent, from the second on at its densest
 DENSITY = 0.88  # the share of a map's colour where it is densest

@@ -352,6 +352,6 @@ def test_sheets_are_small_and_overlays_are_not(folder: Path, run: Run) -> None:
     asked = ("--format", "sheet", "overlays", "-o", "both")
     assert run("heatmap", "photos/large.png", *words, *asked)[0] == 0
     with Image.open("alone/large.png") as alone, Image.open("both/large.png") as both:
-        assert 2 * 480 < alone.width < 1000 and 2 * 900 < both.width < 2000
+        assert 2 * 400 < alone.width < 1000 and 2 * 900 < both.width < 2000
     sizes = [Image.open(path).size for path in sorted(Path("both/overlays/large").iterdir())]
     assert len(sizes) == 2 and all(width == 900 for width, _ in sizes)
