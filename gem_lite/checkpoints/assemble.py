@@ -192,10 +192,10 @@ def place(network: GEMNetwork, tensors: Mapping[str, Tensor]) -> None:
 
     Raises ValueError for names that the network does not have.
     """
-    # Not strict: what an edited network declares beside CLIP's tensors is in no file.
-    unknown = network.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
-    if unknown:
+    own = network.state_dict(keep_vars=True)
+    if unknown := sorted(tensors.keys() - own.keys()):
         raise ValueError(f"the network has no {', '.join(unknown)}")
+    network.load_state_dict({**own, **tensors}, assign=True)
 
 
 class _EmptyTakesNoMemory(TorchFunctionMode):

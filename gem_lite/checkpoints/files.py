@@ -33,7 +33,7 @@ def exclusive(path: Path) -> Iterator[bool]:
         except Timeout:
             _logger.info("another process holds %s: waiting", path)
             lock.acquire()
-    # NotImplementedError is filelock's, of a file system that knows no locks.
+    # The second is how filelock reports a file system that knows no locks.
     except (OSError, NotImplementedError) as error:
         _logger.info("no lock at %s (%s): continuing without one", path, error)
         locked = False

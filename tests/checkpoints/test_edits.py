@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import gem_lite
 from gem_lite.checkpoints import assemble as assemble_module
-from gem_lite.checkpoints.assemble import assemble, build, check_shapes, expected_shapes
+from gem_lite.checkpoints.assemble import assemble, build, check_shapes, expected_shapes, place
 from gem_lite.checkpoints.ours import LazyTensors, load, write
 from gem_lite.method import model as model_module
 from gem_lite.method.config import ARCHITECTURES
@@ -290,3 +290,19 @@ def test_another_method_keeps_what_an_edit_declares(monkeypatch: pytest.MonkeyPa
     model.network.visual.transformer.resblocks[0].adapter = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="unknown tensor .*adapter"):
         model.with_gem(blocks=1)
+
+
+def test_placing_leaves_the_others_as_they_are() -> None:
+    """The same objects, frozen or not; where a name is unknown, nothing is placed."""
+    network = small_model().network
+    network.visual.proj.requires_grad_(False)
+    before = network.state_dict(keep_vars=True)
+    new = torch.ones_like(network.visual.proj)
+    with pytest.raises(ValueError, match=r"the network has no visual\.prj"):
+        place(network, {"visual.proj": new, "visual.prj": new})
+    assert network.visual.proj is before["visual.proj"]
+    place(network, {"visual.proj": new})
+    after = network.state_dict(keep_vars=True)
+    assert {name for name in before if after[name] is not before[name]} == {"visual.proj"}
+    assert after["visual.proj"].data_ptr() == new.data_ptr()
+    assert not network.visual.proj.requires_grad
