@@ -8,17 +8,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_lite import inference
 from gem_lite.pictures.formats import FORMATS, MAP_FORMATS
 from gem_lite.tools.cli import command_parser, main
-from gem_lite.tools.commands import heatmap, segment
+from gem_lite.tools.commands import heatmap, pictures, segment
 from gem_lite.tools.commands import inputs as module
 from gem_lite.tools.commands.inputs import check_output, find_inputs
 from gem_lite.tools.commands.words import chosen_words, split_words
@@ -355,3 +359,29 @@ def test_sheets_are_small_and_overlays_are_not(folder: Path, run: Run) -> None:
         assert 2 * 400 < alone.width < 1000 and 2 * 900 < both.width < 2000
     sizes = [Image.open(path).size for path in sorted(Path("both/overlays/large").iterdir())]
     assert len(sizes) == 2 and all(width == 900 for width, _ in sizes)
+
+
+@pytest.mark.parametrize("name", ["heatmap", "segment"])
+def test_threads_leave_pytorch_alone(
+    name: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reads and writes computes nothing with PyTorch, which would start more threads there."""
+    operators: set[str] = set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            operators.add(operator.overloadpacket.__name__)
+            return operator(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(
+        pictures,
+        "ThreadPoolExecutor",
+        partial(ThreadPoolExecutor, initializer=lambda: Seen().__enter__()),
+    )
+    formats = heatmap.FORMATS if name == "heatmap" else segment.FORMATS
+    done = run(name, "photos/a.png", "-p", "cat", "dog", "--format", *formats, "--json")
+    assert done[0] == 0
+    views = {"detach", "unbind", "select", "alias", "lift_fresh"}
+    assert operators and operators <= views | {"to", "resolve_conj", "resolve_neg"}  # do nothing
